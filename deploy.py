@@ -1,0 +1,1657 @@
+#!/usr/bin/env python3
+"""Deploy a Django project on the one server that it runs on.
+
+    python3 deploy.py                 deploy what the remote branch holds
+    python3 deploy.py rollback        go back to the release before
+    python3 deploy.py --help          everything else
+
+A deployment takes seven steps, then checks the health of the site:
+
+    1 env       read .env into the environment of every later command
+    2 pull      git fetch, fast-forward the checkout, check the revision out into a folder of its own
+    3 install   the packages of Pipfile.lock, in a virtual environment that every release with this lock shares
+    4 services  docker compose: the database and the cache are up and healthy
+    5 static    collectstatic, into the candidate's own folder
+    6 migrate   if a migration is planned: back the database up, then migrate
+    7 restart   prove the candidate on a private socket, switch to it, restart gunicorn behind its stand-by
+
+Until the switch nothing that is live is touched, but for the migrations. After it, whatever fails, what was
+live before is made live again.
+
+Files: this one and deploy.ini beside it, in the git checkout; all that a deployment makes lies in .deploy/
+there (releases, virtual environments, backups, logs, history.jsonl, lock), which git is told to ignore.
+
+Exit status: 0 done, or nothing to do; 1 failed, and what was live before is live and healthy; 2 usage;
+3 failed, and a human is needed; 75 another deployment holds the lock; 78 a mistake in deploy.ini or .env;
+128+N ended by signal N, and what was live before still is.
+"""
+from __future__ import annotations
+
+import argparse
+import configparser
+import contextlib
+import difflib
+import errno
+import fcntl
+import getpass
+import hashlib
+import json
+import os
+import pwd
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+if sys.version_info < (3, 11):
+    sys.exit("deploy.py needs Python 3.11 or later; this is " + sys.version.split()[0])
+
+SCRIPT = Path(__file__).resolve()
+SCRIPT_TEXT = SCRIPT.read_bytes()  # what runs now, whatever a pull makes of the file
+
+HEARTBEAT = 15.0  # seconds without a line of output before one says that the step still runs
+GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+TAIL = 20  # lines of a failed command's output that are shown again
+PIECE = 1 << 20  # bytes: a line that is longer is read in pieces
+WIDTH = 4000  # characters of one line on stdout; ssh-action stops reading at 65,536
+
+OK, FAILED, NEEDS_HUMAN, LOCKED, MISTAKE = 0, 1, 3, 75, 78
+
+
+# ---------------------------------------------------------------------------------------------------- errors
+
+
+class Failure(Exception):
+    """What the user reads as a sentence: what failed, and what to do; `details` are lines printed before it."""
+
+    def __init__(self, what: str, remedy: str, status: int = FAILED, details: Sequence[str] = ()) -> None:
+        super().__init__(what)
+        self.what, self.remedy, self.status, self.details = what, remedy, status, tuple(details)
+        self.live = ""  # what is live now, found out when it is handled
+
+
+class CommandFailed(Failure):
+    """A command ended with another status than 0, or was ended because its time was up."""
+
+    def __init__(self, argv: Sequence[str], folder: Path, ended: str, tail: Iterable[str]) -> None:
+        command = shlex.join(argv)
+        details = [f"in {folder}: {command}", f"{ended}; its last lines:", *(f"| {line}" for line in tail)]
+        super().__init__(f"`{command}` {ended}", "mend what the lines above say, then deploy again", FAILED, details)
+
+
+class Interrupted(Failure):
+    """SIGINT or SIGTERM came."""
+
+    shielded = False  # while it is, signals change nothing: what must be undone is undone
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}", "deploy again when you are ready", 128 + number)
+
+    @staticmethod
+    def install() -> None:
+        """Raise Interrupted at the first SIGINT or SIGTERM; no SIGHUP (a lost terminal) ends this or any child."""
+        def interrupt(number: int, _frame: object) -> None:
+            if not Interrupted.shielded:
+                Interrupted.shielded = True  # a second Ctrl-C does not skip the clean-up
+                raise Interrupted(number)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, interrupt)
+
+
+# -------------------------------------------------------------------------------------------------- settings
+
+STEP_NAMES = ("env", "pull", "install", "services", "static", "migrate", "restart")
+Commands = tuple[tuple[str, ...], ...]
+Kind = Callable[[str], Any]  # the value of a setting's text; ValueError says what is wrong with it
+
+
+def matching(pattern: str, meaning: str, convert: Kind = str) -> Kind:
+    """A kind of setting whose text matches the pattern as a whole."""
+    def parse(text: str) -> Any:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"{text!r} is not {meaning}")
+        return convert(text)
+    return parse
+
+
+def commands(text: str) -> Commands:
+    """One command a line, each split as a shell would split it, never given to a shell."""
+    try:
+        return tuple(tuple(shlex.split(line)) for line in text.splitlines() if line.strip())
+    except ValueError as error:
+        raise ValueError(f"cannot be split into words: {str(error).lower()}") from None
+
+
+def step_order(text: str) -> tuple[str, ...]:
+    """The names of steps: env and pull first, restart last, none twice."""
+    steps = tuple(text.split())
+    for step in steps:
+        if step not in STEP_NAMES:
+            raise ValueError(f"{step!r} is not a step{nearest(step, STEP_NAMES)}")
+    if steps[:2] != ("env", "pull") or steps[-1] != "restart" or len(set(steps)) < len(steps):
+        raise ValueError("must begin with env and pull, end with restart, and name no step twice")
+    return steps
+
+
+inside = matching(r"(?!/)(?!(.*/)?\.\.(/|$)).+", "a path inside the checkout")
+seconds = matching(r"\d*[1-9]\d*(\.\d+)?|\d+\.\d*[1-9]\d*", "a number of seconds, as in 30 or 2.5", float)
+count = matching(r"\d+", "a whole number", int)
+number = matching(r"0*[1-9]\d*", "a whole number of 1 or more", int)
+url = matching(r"(https?://[^/\s]+(/\S*)?)?", "a URL, as in http://127.0.0.1:8000/")
+status = matching(r"[1-5]\d\d", "an HTTP status, as in 200", int)
+header = matching(r"[\w-]+:.*", "a header, as in X-Forwarded-Proto: https", lambda line: tuple(
+    part.strip() for part in line.split(":", 1)))
+
+
+def shared_paths(text: str) -> tuple[str, ...]:
+    """Paths inside the checkout, one a word."""
+    return tuple(inside(word) for word in text.split())
+
+
+def header_lines(text: str) -> dict[str, str]:
+    """One `Name: value` a line."""
+    return dict(header(line.strip()) for line in text.splitlines() if line.strip())
+
+
+# Every setting with its kind and its default, as deploy.ini shows them in the same order.
+OPTIONS: tuple[tuple[str, str, Kind, str], ...] = (
+    ("deploy", "steps", step_order, " ".join(STEP_NAMES)),
+    ("deploy", "workspace", inside, ".deploy"),
+    ("deploy", "project", inside, "."),
+    ("deploy", "shared", shared_paths, ".env logs/ media/"),
+    ("deploy", "keep_releases", number, "5"),
+    ("env", "file", inside, ".env"),
+    ("pull", "remote", str, "origin"),
+    ("pull", "branch", str, "main"),
+    ("pull", "timeout", seconds, "120"),
+    ("pull", "retries", count, "2"),
+    ("install", "python", str, ""),
+    ("install", "command", commands, "pipenv install --deploy"),
+    ("install", "timeout", seconds, "900"),
+    ("install", "retries", count, "1"),
+    ("services", "command", commands, "docker compose up --detach --wait"),
+    ("services", "timeout", seconds, "300"),
+    ("static", "command", commands, "python manage.py collectstatic --noinput"),
+    ("static", "timeout", seconds, "300"),
+    ("migrate", "plan", commands, "python manage.py migrate --plan"),
+    ("migrate", "command", commands, "python manage.py migrate --noinput"),
+    ("migrate", "lock_timeout", seconds, "2"),
+    ("migrate", "timeout", seconds, "3600"),
+    ("restart", "candidate", commands,
+     "gunicorn --preload --workers 1 --no-control-socket --bind unix:{socket} forms.wsgi:application"),
+    ("restart", "command", commands,
+     ("sudo -n systemctl restart gunicorn-standby\n"
+      "sudo -n systemctl restart gunicorn\n"
+      "sudo -n systemctl stop --no-block gunicorn-standby")),
+    ("restart", "timeout", seconds, "120"),
+    ("health", "url", url, "http://127.0.0.1:8000/admin/login/"),
+    ("health", "host", str, ""),
+    ("health", "headers", header_lines, "X-Forwarded-Proto: https"),
+    ("health", "expect", status, "200"),
+    ("health", "contains", str, ""),
+    ("health", "timeout", seconds, "5"),
+    ("health", "deadline", seconds, "30"),
+    ("backup", "command", commands,
+     ("docker exec postgresql sh -c "
+      "'exec pg_dump --format=custom --username=\"$POSTGRES_USER\" \"$POSTGRES_DB\"'")),
+    ("backup", "timeout", seconds, "1800"),
+    ("backup", "keep", number, "10"),
+    *((step, hook, commands, "") for step in STEP_NAMES for hook in ("before", "after")),
+)
+KINDS = {f"{section}.{key}": kind for section, key, kind, _ in OPTIONS}
+SECTIONS = {section: [key for name, key, *_ in OPTIONS if name == section] for section, *_ in OPTIONS}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean …?` for the known name that is nearest to `name`, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def settings_lines(text: str) -> Iterator[tuple[int, str, str]]:
+    """(line number, section, key or nothing for a header) of an INI text: configparser keeps no line numbers."""
+    section = ""
+    for line_number, line in enumerate(text.split("\n"), start=1):
+        if found := re.match(r"\[([^]]+)\]", line):
+            section = found[1]
+            yield line_number, section, ""
+        elif found := re.match(r"([^\s#;=:\[][^=:]*?)\s*[=:]", line):
+            yield line_number, section, found[1].lower()
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """`section.key` -> value for every setting; the Failure lists every mistake of the file with its line."""
+    parser = configparser.ConfigParser(interpolation=None, strict=False, default_section="")
+    mistakes: list[tuple[int, str]] = []
+    try:
+        text = path.read_text(encoding="utf-8")
+        parser.read_string(text)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise Failure(f"{path} cannot be read ({reason})", "name the settings file with -c", MISTAKE) from None
+    except configparser.MissingSectionHeaderError as error:
+        mistakes.append((error.lineno, "a key before the first [section]"))
+    except configparser.ParsingError as error:
+        mistakes += [(at, "neither a [section] nor a key = value") for at, _ in error.errors]
+    settings = {f"{section}.{key}": kind(default) for section, key, kind, default in OPTIONS}
+    seen: set[str] = set()
+    for at, section, key in settings_lines(text):
+        try:
+            read_setting(parser, section, key, seen, settings)
+        except ValueError as error:
+            mistakes.append((at, f"[{section}] {key}{' ' if key else ''}{error}"))
+    if mistakes:
+        lines = [f"{path}, line {at}: {what}" for at, what in sorted(mistakes)]
+        raise Failure(f"{path} has {plural(len(lines), 'mistake')}", "mend the lines named above", MISTAKE, lines)
+    return settings
+
+
+def read_setting(
+    parser: configparser.ConfigParser, section: str, key: str, seen: set[str], settings: dict[str, Any]
+) -> None:
+    """Put one key of the file into `settings`; ValueError says what is wrong with it."""
+    name = f"{section}.{key}"
+    if not key and section not in SECTIONS:
+        raise ValueError(f"is not a section{nearest(section, SECTIONS)}")
+    if not key or section not in SECTIONS:
+        return
+    if name not in KINDS:
+        raise ValueError(f"is not a key{nearest(key, SECTIONS[section])}")
+    if name in seen:
+        raise ValueError("is set twice")
+    seen.add(name)
+    settings[name] = KINDS[name](parser.get(section, key, fallback="").strip())
+
+
+# ------------------------------------------------------------------------------------------------------ .env
+
+NOT_PRINTABLE = re.compile("[\x00-\x1f\x7f\ufdd0-\ufdef\ufffe\uffff]")
+SECRET_NAMES = re.compile(r"SECRET|PASS|PWD|TOKEN|KEY|CREDENTIAL|PRIVATE|SALT|DSN|HOOK|AUTH", re.IGNORECASE)
+NOT_SECRET = {"true", "false", "yes", "no", "on", "off", "none", "0", "1"}
+
+
+def read_env(path: Path) -> dict[str, str]:
+    """The variables of a `.env`; the Failure names every line that systemd and Compose would not read alike."""
+    try:
+        mode, raw = path.stat().st_mode, path.read_bytes()
+        text = raw.decode("utf-8")
+    except FileNotFoundError:
+        raise Failure(f"{path} is not there", "write it: one NAME=value a line", MISTAKE) from None
+    except OSError as error:
+        raise Failure(f"{path} cannot be read ({error.strerror})", "give it to the user who deploys", MISTAKE) from None
+    except UnicodeDecodeError as error:
+        at = raw.count(b"\n", 0, error.start) + 1
+        raise Failure(f"{path}, line {at}: not UTF-8", "save the file as UTF-8", MISTAKE) from None
+    if mode & 0o007:
+        raise Failure(f"{path} holds secrets and everyone on this machine may read it", f"chmod 600 {path}", MISTAKE)
+    values: dict[str, str] = {}
+    mistakes = []
+    for at, line in enumerate(text.split("\n"), start=1):
+        try:
+            read_assignment(line, values)
+        except ValueError as error:
+            mistakes.append(f"{path}, line {at}: {error}")
+    if mistakes:
+        raise Failure(f"{path} has {plural(len(mistakes), 'mistake')}", "mend the lines named above", MISTAKE, mistakes)
+    return values
+
+
+def read_assignment(line: str, values: dict[str, str]) -> None:
+    """Add the variable of one line of `.env` to `values`; ValueError says how to write it, never its value."""
+    if line.startswith("\ufeff"):
+        raise ValueError("begins with a byte order mark: save the file as UTF-8 without one")
+    if line.endswith("\r"):
+        raise ValueError("ends as Windows ends lines: sed -i 's/\\r$//' on the file mends all of them")
+    if line.startswith("#") and line.endswith("\\"):
+        raise ValueError("a comment that ends with \\ hides the next line from systemd: remove the \\")
+    if not line.strip(" ") or line.startswith("#"):
+        return
+    assignment = re.match(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", line, re.DOTALL)
+    if not assignment:
+        raise ValueError("is not NAME=value: no space before the name or around =, no export, no colon")
+    name, value = assignment.groups()
+    if name in values:
+        raise ValueError(f"{name} is set a second time: remove one of the two lines")
+    values[name] = ""  # known, even if its value is refused
+    try:
+        values[name] = read_value(value)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}".replace("NAME", name)) from None
+
+
+def read_value(raw: str) -> str:
+    """What systemd and Compose both read in what stands after NAME=; ValueError says how to write it."""
+    if NOT_PRINTABLE.search(raw):
+        raise ValueError("holds a control character: a value is one line of text")
+    quote, value = (raw[0], raw[1:-1]) if raw[:1] in ("'", '"') else ("", raw)
+    if quote and (len(raw) < 2 or raw[-1] != quote or quote in value):
+        raise ValueError(f"must end with the quote with which it begins, and hold no other {quote}")
+    if quote != "'" and re.search(r"[$\\]", value):
+        raise ValueError("holds $ or \\, which its readers read differently: write NAME='…'")
+    if value.endswith("\\"):
+        raise ValueError("ends with \\, which its readers read differently: no way of writing it is safe")
+    if not quote and re.search(r"['\"]|^#| #|\t#", value):
+        raise ValueError("holds a quote or a #: write NAME='…' (or NAME=\"…\" when it holds a ')")
+    if not quote and value != value.strip():
+        raise ValueError("begins or ends with a space: remove it, or write NAME='…'")
+    return value
+
+
+def secrets_in(variables: Mapping[str, str]) -> set[str]:
+    """What must never be shown: values of variables named like a secret, of random look, and passwords in URLs."""
+    found = set()
+    for name, value in variables.items():
+        random_look = len(value) >= 16 and re.search(r"\d", value) and re.search(r"[A-Za-z]", value)
+        if (SECRET_NAMES.search(name) or random_look) and value.lower() not in NOT_SECRET:
+            found.add(value)
+        found.update(re.findall(r"://[^/\s:@]*:([^/\s@]+)@", value))
+    return found - {""}
+
+
+def mask_pattern(secrets: Iterable[str]) -> re.Pattern[bytes] | None:
+    """What finds the secrets in any output, also as Python, JSON or a URL would quote them."""
+    forms = set()
+    for secret in secrets:
+        quoted = "".join(c if c.isalnum() and c.isascii() or c in "-._~" else "".join(
+            f"%{byte:02X}" for byte in c.encode()) for c in secret)
+        forms |= {secret, repr(secret)[1:-1], json.dumps(secret)[1:-1], quoted}
+    alternatives = []
+    for form in sorted(forms, key=len, reverse=True):
+        pattern = re.escape(form.encode("utf-8", "replace"))
+        # a short one could be any word's part: only where it stands alone
+        alternatives.append(pattern if len(form) > 8 else rb"(?<!\w)" + pattern + rb"(?!\w)")
+    return re.compile(b"|".join(alternatives)) if alternatives else None
+
+
+# -------------------------------------------------------------------------------------------- output and log
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 mistake`, `2 mistakes`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+class Output:
+    """What a run says: each line goes to the log first, then to stdout, with the secrets replaced."""
+
+    def __init__(self) -> None:
+        self.label = "deploy"  # the step that speaks
+        self.pattern: re.Pattern[bytes] | None = None
+        self.longest = 0  # bytes of the longest secret, in its longest form
+        self.log: IO[str] | None = None
+        self.quiet = False  # nothing is shown as long as there may be nothing to do
+        self.lost = False  # the reader of stdout hung up
+        self.last = time.monotonic()  # when a line was shown
+        self.turn = threading.Lock()
+
+    def hide(self, secrets: Iterable[str]) -> None:
+        """Replace the secrets in all that is said from now on."""
+        self.pattern = mask_pattern(secrets)
+        self.longest = max((12 * len(secret) for secret in secrets), default=0)
+
+    def mask(self, data: bytes) -> bytes:
+        """The data without the secrets."""
+        return self.pattern.sub(b"***", data) if self.pattern else data
+
+    def say(self, text: str, label: str = "", shown: bool = True) -> None:
+        """Write one line to the log, and to stdout if it is `shown`."""
+        text = self.mask(text.encode("utf-8", "replace")).decode()
+        line = f"{label or self.label:<8} {text}"
+        with self.turn:
+            if self.log:
+                with contextlib.suppress(OSError):  # a full disk must not end what could go on
+                    self.log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {line}\n")
+            if shown and not self.quiet:
+                self.show(line)
+
+    def show(self, line: str) -> None:
+        """Print a line; that the reader hung up (EPIPE, EIO) is no error."""
+        self.last = time.monotonic()
+        if len(line) > WIDTH:
+            line = f"{line[:WIDTH]} … ({len(line) - WIDTH} more characters in the log)"
+        if not self.lost:
+            try:
+                print(line, flush=True)
+            except OSError:
+                self.lost = True
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter fails to flush at its end
+
+    def open_log(self, path: Path) -> None:
+        """There is something to do: show all from now on, and log it to `path` (mode 0600)."""
+        self.quiet = False
+        if not self.log:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self.log = open(descriptor, "w", encoding="utf-8", errors="replace", buffering=1)  # noqa: SIM115
+
+
+# ------------------------------------------------------------------------------------------ running commands
+
+INSTALLED_BY = {
+    "git": "sudo apt-get install git", "pipenv": "sudo apt-get install pipenv", "sudo": "apt-get install sudo",
+    "docker": "sudo apt-get install docker.io docker-compose-v2", "systemctl": "this server must run systemd",
+    "gunicorn": "add gunicorn to the Pipfile, and lock it again",
+}
+
+
+class Child:
+    """A running command in a process group of its own, whose output goes line by line to `sinks`."""
+
+    def __init__(
+        self, argv: Sequence[str], folder: Path, environment: Mapping[str, str], output: Output,
+        sinks: Sequence[Callable[[str], None]], stdout: int | None = None, inherited: Sequence[int] = (),
+    ) -> None:
+        self.output, self.heard = output, time.monotonic()
+        program = shutil.which(argv[0], path=environment.get("PATH")) or argv[0]
+        if "/" not in program:
+            raise Failure(f"{program} is not installed, or not in PATH", INSTALLED_BY.get(program, "install it"))
+        apart = stdout is not None or len(sinks) > 1
+        try:
+            self.process = subprocess.Popen(
+                argv, cwd=folder, env=environment, stdin=subprocess.DEVNULL, start_new_session=True,
+                stdout=subprocess.PIPE if stdout is None else stdout,
+                stderr=subprocess.PIPE if apart else subprocess.STDOUT, pass_fds=inherited)
+        except OSError as error:
+            raise Failure(f"`{shlex.join(argv)}` cannot be started in {folder}: {error.strerror}",
+                          "mend the command in the settings file") from None
+        streams = [each for each in (self.process.stdout, self.process.stderr) if each]
+        self.readers = [threading.Thread(target=self.read, args=pair, daemon=True) for pair in zip(streams, sinks)]
+        for reader in self.readers:
+            reader.start()
+
+    def read(self, stream: IO[bytes], sink: Callable[[str], None]) -> None:
+        """Hand over line after line; a very long one in pieces, none of which ends inside a secret."""
+        held = b""
+        while chunk := stream.readline(PIECE):
+            self.heard = time.monotonic()
+            held = self.output.mask(held + chunk)
+            if held.endswith(b"\n") or len(held) >= PIECE:
+                cut = len(held) if held.endswith(b"\n") else len(held) - self.output.longest
+                sink(held[:cut].decode("utf-8", "replace").rstrip("\r\n"))
+                held = held[cut:]
+        if held:
+            sink(held.decode("utf-8", "replace"))
+
+    def ended(self, seconds: float) -> bool:
+        """Wait up to `seconds` for its end; a grandchild that keeps its output open in silence is not waited for."""
+        until = time.monotonic() + seconds
+        for reader in self.readers:
+            reader.join(max(until - time.monotonic(), 0))
+        if any(reader.is_alive() for reader in self.readers):
+            return self.process.poll() is not None and time.monotonic() - self.heard > 1
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(max(until - time.monotonic(), 0.01))
+        return self.process.returncode is not None
+
+    def signal(self, number: int) -> bool:
+        """Send a signal to the whole process group; whether anyone is left in it."""
+        try:
+            os.killpg(self.process.pid, number)
+        except (ProcessLookupError, PermissionError):  # gone, or another user's, as with sudo
+            return self.process.poll() is None
+        return True
+
+    def end(self) -> None:
+        """End the whole process group: SIGTERM, and SIGKILL for what is left of it after the grace."""
+        self.signal(signal.SIGTERM)
+        until = time.monotonic() + GRACE
+        while self.process.poll() is None or self.signal(0):
+            if time.monotonic() > until:
+                self.signal(signal.SIGKILL)
+                break
+            time.sleep(0.02)
+
+
+class Runner:
+    """Runs commands one after the other: one place for logging, time limits, and the lock that they inherit."""
+
+    def __init__(self, output: Output) -> None:
+        self.output = output
+        self.inherited: tuple[int, ...] = ()  # the lock: a command that outlives a killed deployer still holds it
+
+    def run(
+        self, argv: Sequence[str], folder: Path, environment: Mapping[str, str], timeout: float,
+        quiet: bool = False, stdout: int | None = None,
+    ) -> str:
+        """Run a command to its end, or CommandFailed; what a `quiet` one wrote to stdout."""
+        lines: list[str] = []
+        tail: deque[str] = deque(maxlen=TAIL)
+
+        def take(line: str) -> None:
+            tail.append(line)
+            self.output.say(f"| {line}", shown=not quiet)
+
+        def keep(line: str) -> None:
+            lines.append(line)
+            take(line)
+
+        self.output.say(f"$ {shlex.join(argv)}", shown=not quiet)
+        child = Child(argv, folder, environment, self.output, [keep, take] if quiet else [take], stdout, self.inherited)
+        try:
+            ended = self.wait(child, argv, timeout)
+        except BaseException:
+            child.end()
+            raise
+        if ended:
+            raise CommandFailed(argv, folder, ended, tail)
+        return "\n".join(lines)
+
+    def wait(self, child: Child, argv: Sequence[str], timeout: float) -> str:
+        """Wait for a command; how it failed, or nothing."""
+        started = time.monotonic()
+        while not child.ended(0.2):
+            passed = time.monotonic() - started
+            if passed > timeout:
+                child.end()
+                return f"was ended after its time limit of {timeout:g} s"
+            if time.monotonic() - self.output.last > HEARTBEAT:
+                self.output.say(f"still running after {passed:.0f} s: {argv[0]}")
+        status = child.process.returncode
+        return f"ended with status {status}" if status > 0 else f"was ended by signal {-status}" if status else ""
+
+
+# ------------------------------------------------------------------------------------------------------ lock
+
+
+class Lock:
+    """A flock, free as soon as its holder and the holder's commands are gone; its text (JSON) says who holds it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.descriptor = path, -1
+        self.text: dict[str, Any] = {}
+
+    def take(self, wait: float, output: Output) -> dict[str, Any]:
+        """Take the lock within `wait` seconds, or Failure; the text that a run which was cut off left in it."""
+        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        until = time.monotonic() + wait
+        while not flocked(self.descriptor):
+            if time.monotonic() >= until:
+                raise Failure(f"another run holds the lock: {self.holder()}", "wait for it, or use --wait", LOCKED)
+            if time.monotonic() - output.last > HEARTBEAT:
+                output.say(f"waiting for the lock: {self.holder()}")
+            time.sleep(0.2)
+        return self.read()
+
+    def read(self) -> dict[str, Any]:
+        """The lock's text; nothing when its last holder left in good order."""
+        with contextlib.suppress(OSError, ValueError):
+            return dict(json.loads(self.path.read_text(encoding="utf-8")))
+        return {}
+
+    def write(self, **changes: object) -> None:
+        """Change the lock's text, in place: a new file would be another lock."""
+        self.text.update(changes)
+        raw = json.dumps(self.text, ensure_ascii=False).encode() + b"\n"
+        os.pwrite(self.descriptor, raw, 0)
+        os.ftruncate(self.descriptor, len(raw))
+
+    def release(self) -> None:
+        """Leave in good order."""
+        os.ftruncate(self.descriptor, 0)
+        os.close(self.descriptor)
+
+    def holder(self) -> str:
+        """Who holds the lock, for a sentence; nothing when it is free."""
+        if not self.path.exists():
+            return ""
+        with open(self.path, "rb") as file:
+            if flocked(file.fileno()):
+                return ""
+        text = defaultdict(str, self.read())
+        who = "{command} by {by} since {since} (process {pid}), at {step}".format_map(text)
+        if text["pid"] and Path("/proc/self").exists() and not Path(f"/proc/{text['pid']}").exists():
+            who += f"; it was killed, but a command of it still runs: fuser -v {self.path}"
+        return who
+
+
+def flocked(descriptor: int) -> bool:
+    """Try to take the flock of an open file."""
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def started_by() -> str:
+    """Who started this run, and from where: `ubuntu, ssh from 192.0.2.7`."""
+    if os.environ.get("SSH_CONNECTION"):
+        place = f"ssh from {os.environ['SSH_CONNECTION'].split()[0]}"
+    elif sys.stdout.isatty():
+        place = "terminal"
+    else:
+        place = "systemd" if os.environ.get("INVOCATION_ID") else "cron or a script"
+    return f"{getpass.getuser()}, {place}"
+
+
+# --------------------------------------------------------------------------------------- releases and history
+
+
+class Workspace:
+    """The folder `.deploy/` of a checkout: the releases, which of them is live, and the history."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.releases, self.venvs, self.backups, self.logs = (
+            root / name for name in ("releases", "venvs", "backups", "logs"))
+        self.current, self.previous, self.history_file = (
+            root / name for name in ("current", "previous", "history.jsonl"))
+
+    def make(self) -> None:
+        """Make the folders that are not there yet, and have git ignore them all."""
+        for folder in (self.releases, self.venvs, self.backups, self.logs):
+            folder.mkdir(parents=True, exist_ok=True)
+        (self.root / ".gitignore").write_text("*\n")
+
+    def linked(self, link: Path) -> Path | None:
+        """The release that a link points to, if both are there."""
+        release = self.releases / os.path.basename(os.readlink(link)) if link.is_symlink() else None
+        return release if release and release.is_dir() else None
+
+    def live(self) -> Path | None:
+        """The release that `current` points to."""
+        return self.linked(self.current)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The runs that there were, oldest first; a line that a power cut tore is passed over."""
+        entries = []
+        if self.history_file.exists():
+            for line in self.history_file.read_text(encoding="utf-8", errors="replace").split("\n"):
+                with contextlib.suppress(ValueError):
+                    entries.append(dict(json.loads(line)))
+        return entries
+
+    def record(self, entry: Mapping[str, object]) -> None:
+        """Append a line to the history, on disk when this returns."""
+        torn = self.history_file.exists() and not self.history_file.read_bytes().endswith(b"\n")
+        with open(self.history_file, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            file.write(b"\n" * torn + json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def went_live(self) -> list[dict[str, Any]]:
+        """The lines of the history that made a release live and healthy, oldest first."""
+        return [entry for entry in self.history() if entry.get("result") == "live"]
+
+    def entry(self, release: Path | None) -> dict[str, Any]:
+        """The last line of the history that made `release` live."""
+        return next((each for each in reversed(self.went_live()) if release and each["release"] == release.name), {})
+
+    def healthy(self) -> list[Path]:
+        """The releases that were once live and healthy and are still there, oldest first."""
+        names = sorted({each["release"] for each in self.went_live()})
+        return [self.releases / name for name in names if (self.releases / name).is_dir()]
+
+    def earlier(self, release: Path | None) -> Path | None:
+        """The newest healthy release older than `release`."""
+        return next((each for each in reversed(self.healthy()) if release and each.name < release.name), None)
+
+    def kept(self, count: int) -> set[Path]:
+        """The releases to keep: the `count` newest healthy ones, the live one and the one before it."""
+        return {each for each in (*self.healthy()[-count:], self.live(), self.linked(self.previous)) if each}
+
+
+def point(link: Path, target: Path) -> None:
+    """Make a symbolic link point to `target`, atomically, and so that it survives a power cut."""
+    beside = link.with_name(f".{link.name}.new")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(os.path.relpath(target, link.parent))
+    beside.replace(link)
+    sync(link.parent)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def share(source: Path, link: Path, folder: bool) -> None:
+    """Link a shared path of the checkout into a release, in place of what git has there."""
+    if folder:
+        source.mkdir(parents=True, exist_ok=True)
+    if not source.exists():
+        return
+    if link.is_dir() and not link.is_symlink():
+        shutil.rmtree(link)
+    link.unlink(missing_ok=True)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(os.path.relpath(source, link.parent))
+
+
+def gunicorns(folder: Path) -> dict[int, Path]:
+    """Process number -> working folder of the gunicorns at work below `folder`; none where there is no /proc."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            place = Path(os.readlink(process / "cwd").removesuffix(" (deleted)"))
+            if place.is_relative_to(folder) and b"gunicorn" in (process / "cmdline").read_bytes():
+                found[int(process.name)] = place
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- git
+
+
+class Git:
+    """The checkout's git; a call raises CommandFailed when git itself fails."""
+
+    def __init__(self, checkout: Path, runner: Runner, environment: Mapping[str, str]) -> None:
+        self.checkout, self.runner, self.environment = checkout, runner, environment
+
+    def __call__(self, *arguments: str, folder: Path | None = None, timeout: float = 120) -> str:
+        # garbage is collected in the foreground: a git left behind would keep the lock
+        argv = ["git", "-c", "gc.autoDetach=false", "-c", "maintenance.autoDetach=false", *arguments]
+        return self.runner.run(argv, folder or self.checkout, self.environment, timeout, quiet=True)
+
+    def ask(self, *arguments: str) -> str | None:
+        """The answer of git, or None when it fails."""
+        try:
+            return self(*arguments)
+        except CommandFailed:
+            return None
+
+    def commit(self, *names: str) -> str:
+        """The full hash of the first of these that names a commit, or nothing."""
+        found = (self.ask("rev-parse", "--quiet", "--verify", f"{name}^{{commit}}") for name in names)
+        return next(filter(None, found), "")
+
+    def changed(self, *arguments: str) -> set[str]:
+        """The paths that `git diff` names."""
+        return set(self("diff", "--name-only", "--no-renames", "-z", *arguments).split("\0")) - {""}
+
+    def index_lock(self) -> Path:
+        """The file with which git locks the checkout."""
+        return self.checkout / self("rev-parse", "--git-path", "index.lock")
+
+    def drop_worktree(self, release: Path) -> None:
+        """Remove a release's folder and what git knows of it, whatever state a cut-off run left them in."""
+        shutil.rmtree(release, ignore_errors=True)
+        self.ask("worktree", "remove", "--force", "--force", str(release))
+        self.ask("worktree", "prune")
+
+    def check_fast_forward(self, branch: str, there: str, revision: str) -> None:
+        """Failure, the cases told apart by looking, if the checkout cannot follow its remote branch."""
+        place = self.checkout
+        if self.ask("symbolic-ref", "--quiet", "--short", "HEAD") != branch:
+            raise Failure(f"{place} is not on the branch {branch}", f"git -C {place} checkout {branch}")
+        if self.ask("merge-base", "--is-ancestor", "HEAD", revision) is None:
+            raise Failure(f"{branch} in {place} and {there} diverged: it has commits that {there} has not",
+                          f"when git log {there}..HEAD shows none that is needed: git reset --keep {there}")
+        if self.index_lock().exists():
+            raise Failure(f"another git is at work in {place}, or was cut off there",
+                          f"when none runs: rm {self.index_lock()}")
+        changed, added = self.changed("HEAD", revision), self.changed("--diff-filter=A", "HEAD", revision)
+        in_the_way = changed & self.changed("HEAD") | {each for each in added if os.path.lexists(place / each)}
+        if in_the_way:
+            raise Failure(f"changes in {place} stand in the way: {', '.join(sorted(in_the_way))}",
+                          "commit and push them, or put them away: git stash --include-untracked")
+
+    def undo_fast_forward(self, target: str) -> None:
+        """Put back what a fast-forward that was cut off did; every path of it was clean when it began."""
+        self.index_lock().unlink(missing_ok=True)  # our own git's: none of ours runs any more
+        changed, added = self.changed("HEAD", target), self.changed("--diff-filter=A", "HEAD", target)
+        self("reset", "--quiet")
+        for name in added:
+            (self.checkout / name).unlink(missing_ok=True)
+        if changed - added:
+            self("checkout", "--quiet", "HEAD", "--", *sorted(changed - added))
+
+
+# ---------------------------------------------------------------------------------------------- health check
+
+
+def http_opener(unix: Path | None) -> Any:
+    """A urllib opener that follows no redirect and asks no proxy, through the `unix` socket if there is one."""
+    import http.client  # here, because it and ssl take longer to load than all the rest of this file
+    import urllib.request
+
+    class Stay(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *_: object, **__: object) -> None:
+            return None
+
+    class Unix(http.client.HTTPConnection):
+        def connect(self) -> None:
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.settimeout(self.timeout)
+            self.sock.connect(str(unix))
+
+    class ThroughUnix(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+        def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+            return self.do_open(Unix, request)
+
+        https_open = http_open  # type: ignore[assignment]
+
+    handlers: list[Any] = [urllib.request.ProxyHandler({}), Stay(), *([ThroughUnix()] if unix else [])]
+    return urllib.request.build_opener(*handlers)
+
+
+@dataclass(frozen=True)
+class HealthCheck:
+    """What a healthy site answers to which question: the settings of [health]."""
+
+    url: str
+    host: str
+    headers: dict[str, str]
+    expect: int
+    contains: str
+    timeout: float
+    deadline: float
+
+    def ask(self, unix: Path | None) -> tuple[bool, str]:
+        """Ask once; whether the answer is the expected one, and what was seen."""
+        import urllib.error
+        import urllib.request
+
+        where = f"{self.url}{' on the private socket' if unix else ''}"
+        headers = {"User-Agent": "deploy.py", **self.headers} | ({"Host": self.host} if self.host else {})
+        try:
+            answer = http_opener(unix).open(urllib.request.Request(self.url, headers=headers), timeout=self.timeout)
+        except urllib.error.HTTPError as error:
+            answer = error
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with an answer, the news is the same
+            return False, f"no answer from {where} ({getattr(error, 'reason', None) or error})"
+        with answer:
+            saw = f"{answer.status} {answer.reason} for {where}"
+            if answer.status != self.expect:
+                return False, f"{saw}, expected {self.expect}"
+            if self.contains and self.contains.encode() not in answer.read(1 << 20):
+                return False, f"{saw}, but without the text {self.contains!r}"
+        return True, saw
+
+    def wait(
+        self, seconds: float, unix: Path | None = None, alive: Callable[[], bool] = lambda: True
+    ) -> tuple[bool, str]:
+        """Ask until the answer is right, for `seconds` and with growing pauses; once when that is 0."""
+        until, rest = time.monotonic() + seconds, 0.1
+        while True:
+            answers: list[tuple[bool, str]] = []
+            # in a thread, because urllib's time limit holds for each socket call alone
+            asking = threading.Thread(target=lambda into=answers: into.append(self.ask(unix)), daemon=True)
+            asking.start()
+            asking.join(self.timeout)
+            good, saw = answers[0] if answers else (False, f"no answer from {self.url} within {self.timeout:g} s")
+            if good or time.monotonic() + rest > until or not alive():
+                return good, saw
+            time.sleep(rest)
+            rest = min(rest * 2, 3.0)
+
+
+# ------------------------------------------------------------------------------------------------------ site
+
+FOREIGN = re.compile(r"GIT_(?!SSH|ASKPASS)|PIPENV_|VIRTUAL_ENV$|PYTHON(PATH|HOME)$|DEPLOY_")
+USUAL_PATH = "~/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/snap/bin"
+
+
+class Site:
+    """The checkout with its settings, and what every command needs of it."""
+
+    def __init__(self, settings_file: Path, output: Output) -> None:
+        self.settings = read_settings(settings_file)
+        self.settings_file, self.settings_text = settings_file.resolve(), settings_file.read_bytes()
+        self.checkout, self.output = self.settings_file.parent, output
+        self.workspace = Workspace(self.checkout / self.settings["deploy.workspace"])
+        self.lock = Lock(self.workspace.root / "lock")
+        self.runner = Runner(output)
+        self.git = Git(self.checkout, self.runner, self.base)
+
+    @cached_property
+    def base(self) -> dict[str, str]:
+        """The environment of every command before `.env`: without git's, pipenv's or Python's own variables."""
+        kept = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
+        # cron and ssh give a short PATH
+        path = dict.fromkeys([*kept.get("PATH", "").split(":"), *os.path.expanduser(USUAL_PATH).split(":")])
+        return kept | {
+            "PATH": ":".join(filter(None, path)), "PYTHONUNBUFFERED": "1", "GIT_TERMINAL_PROMPT": "0",
+            "GIT_SSH_COMMAND": kept.get("GIT_SSH_COMMAND", "ssh") + " -o BatchMode=yes -o ConnectTimeout=20",
+            "PIPENV_DONT_LOAD_ENV": "1", "PIPENV_NOSPIN": "1", "PIPENV_IGNORE_VIRTUALENVS": "1", "PIPENV_YES": "1",
+            "WORKON_HOME": str(self.workspace.venvs),
+        }
+
+    @cached_property
+    def variables(self) -> dict[str, str]:
+        """What `.env` says; its secrets are hidden from now on."""
+        found = read_env(self.checkout / self.settings["env.file"])
+        self.output.hide(secrets_in(found))
+        return found
+
+    @cached_property
+    def health(self) -> HealthCheck | None:
+        """The health check; its Host is by default the first of ALLOWED_HOSTS. None when its url is empty."""
+        chosen = {key: self.settings[f"health.{key}"] for key in SECTIONS["health"]}
+        allowed = re.split(r"[,\s]+", self.variables.get("ALLOWED_HOSTS", ""))
+        chosen["host"] = chosen["host"] or next((each.lstrip(".") for each in allowed if each not in ("", "*")), "")
+        return HealthCheck(**chosen) if chosen["url"] else None
+
+    def project(self, release: Path) -> Path:
+        """The folder of manage.py and Pipfile in a release."""
+        return release / str(self.settings["deploy.project"])
+
+    def environment(self, release: Path) -> dict[str, str]:
+        """The environment of a command for a release: `.env`, and its packages first in PATH."""
+        found = self.base | self.variables
+        if release == self.checkout:
+            return found
+        venv = (self.project(release) / ".venv").resolve()
+        return found | {"VIRTUAL_ENV": str(venv), "PATH": f"{venv}/bin:{found['PATH']}", "DEPLOY_RELEASE": str(release)}
+
+    def run(
+        self, setting: str, release: Path, more: Mapping[str, str] | None = None, quiet: bool = False,
+        stdout: int | None = None,
+    ) -> str:
+        """Run the commands of a setting in the project of a release, or of the checkout; what quiet ones wrote."""
+        limit = self.settings.get(setting.split(".")[0] + ".timeout", 600.0)
+        return "\n".join(
+            self.runner.run(argv, self.project(release), self.environment(release) | dict(more or {}), limit, quiet, stdout)
+            for argv in self.settings[setting])
+
+    def check_owner(self) -> None:
+        """Failure unless this is a checkout of the user who runs this."""
+        if not (self.checkout / ".git").exists():
+            raise Failure(f"{self.checkout} is not a git checkout", "keep the settings file in the checkout", MISTAKE)
+        owner = self.checkout.stat().st_uid
+        if owner != os.geteuid():
+            name = pwd.getpwuid(owner).pw_name
+            raise Failure(f"{self.checkout} belongs to {name}, and you are {getpass.getuser()}",
+                          f"run it as its owner: sudo -u {name} python3 {SCRIPT}")
+
+    def state(self) -> tuple[int, str]:
+        """The exit status that a failure deserves, and what is live, asked for now."""
+        live = self.workspace.live()
+        if not live:
+            return FAILED, "no release is live yet"
+        if not self.workspace.entry(live):
+            return NEEDS_HUMAN, f"{live.name} is switched to, never was healthy, and nothing was live before it"
+        good, saw = self.health.wait(0) if self.health else (True, "")
+        if not good:
+            return NEEDS_HUMAN, f"{live.name} is live and NOT healthy: {saw}"
+        return FAILED, f"{live.name} is live{' and healthy' if self.health else ''}"
+
+
+# ------------------------------------------------------------------------------------------------- candidate
+
+
+class Candidate:
+    """A release's own gunicorn on a private socket, which must answer the health check before any user sees it."""
+
+    def __init__(self, site: Site, release: Path) -> None:
+        self.site, self.release = site, release
+        self.socket = site.workspace.root / "candidate.sock"
+        self.tail: deque[str] = deque(maxlen=TAIL)
+        self.start()
+
+    def start(self) -> None:
+        """Start it. It alone does not inherit the lock, because it would never end after a killed deployer."""
+        def take(line: str) -> None:
+            self.tail.append(f"| {line}")
+            self.site.output.say(f"| {line}", "candidate", shown=False)
+
+        self.socket.unlink(missing_ok=True)
+        argv = [word.replace("{socket}", str(self.socket)) for word in self.site.settings["restart.candidate"][0]]
+        environment = self.site.environment(self.release)
+        self.child = Child(argv, self.site.project(self.release), environment, self.site.output, [take])
+
+    def accepts(self) -> bool:
+        """Whether it accepts connections; with --preload, it has been imported then."""
+        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+            probe.connect(str(self.socket))
+            return True
+        return False
+
+    def await_boot(self) -> None:
+        """Wait until it has booted; Failure when it ends instead, or takes too long."""
+        limit = self.site.settings["restart.timeout"]
+        until = time.monotonic() + limit
+        while not self.accepts():
+            if self.child.ended(0.05):
+                raise self.failure("it does not start")
+            if time.monotonic() > until:
+                raise self.failure(f"it has not started after {limit:g} s")
+
+    def prove(self, health: HealthCheck) -> str:
+        """How it answered the health check; Failure when it does not."""
+        self.await_boot()
+        good, saw = health.wait(0, self.socket)
+        if not good:  # it may have booted before its static files and its schema were there: a fresh one decides
+            self.child.end()
+            self.start()
+            self.await_boot()
+            good, saw = health.wait(health.deadline, self.socket, alive=lambda: not self.child.ended(0))
+        if not good:
+            raise self.failure(saw)
+        return saw
+
+    def failure(self, saw: str) -> Failure:
+        """That it was not proven, with its last lines."""
+        return Failure(f"the candidate was not proven: {saw}", "mend it and push", FAILED,
+                       ["the candidate's last lines:", *self.tail] if self.tail else ())
+
+
+# ------------------------------------------------------------------------------------------------- the steps
+
+
+class Deployment:
+    """One run under the lock that may change what is live: a deployment or a rollback."""
+
+    def __init__(self, site: Site, command: str, revision: str = "") -> None:
+        self.site, self.command, self.asked = site, command, revision
+        self.settings, self.workspace, self.output = site.settings, site.workspace, site.output
+        self.git, self.lock = site.git, site.lock
+        self.resumed = os.environ.get("DEPLOY_RESUME", "")  # the lock and start of the version that this one replaces
+        self.began, self.started = time.monotonic(), self.resumed[-16:] or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        self.release, self.revision = site.checkout, ""  # until there is a candidate
+        self.seconds: dict[str, float] = {}
+        self.candidate: Candidate | None = None
+        self.replaced: tuple[Path | None, Path | None] | None = None  # current and previous before the switch
+
+    def env(self) -> None:
+        """Step 1: `.env`, which was read strictly before anything else."""
+        self.output.say(f"{plural(len(self.site.variables), 'variable')} in {self.settings['env.file']}")
+
+    def pull(self) -> None:
+        """Step 2: fetch, fast-forward the checkout, and check the revision out into a folder of its own."""
+        remote, branch = self.settings["pull.remote"], self.settings["pull.branch"]
+        self.revision = self.revision or self.fetch(remote, branch)
+        if not self.asked:
+            self.git.check_fast_forward(branch, f"{remote}/{branch}", self.revision)
+        self.add_release()
+        self.output.say(f"{self.asked or branch} is {self.revision[:7]}: {self.subject()}")
+        if not self.asked:
+            newer = self.newer_tool()
+            self.lock.write(target=self.revision)
+            self.git("merge", "--ff-only", "--quiet", self.revision)
+            self.lock.write(target="")
+            if newer and not self.resumed:
+                self.start_over()
+
+    def fetch(self, remote: str, branch: str) -> str:
+        """Fetch the branch, or everything when a revision was asked for; the full hash of the revision."""
+        if remote not in self.git("remote").split():
+            raise Failure(f"the checkout has no remote {remote}", f"git remote add {remote} URL, or mend [pull] remote")
+        what, limit = [] if self.asked else [branch], self.settings["pull.timeout"]
+        try:
+            self.repeat("pull", lambda: self.git("fetch", "--quiet", remote, *what, timeout=limit))
+        except CommandFailed as error:
+            if self.git.ask("ls-remote", "--quiet", remote) is None:
+                raise Failure(f"the remote {remote} cannot be reached, or refuses this server's key",
+                              f"try: git ls-remote {remote}", FAILED, error.details) from None
+            if what and not self.git.ask("ls-remote", remote, f"refs/heads/{branch}"):
+                raise Failure(f"the remote {remote} has no branch {branch}", "mend [pull] branch") from None
+            raise
+        found = self.git.commit(*([f"refs/remotes/{remote}/{self.asked}", self.asked] if self.asked else ["FETCH_HEAD"]))
+        if not found:
+            raise Failure(f"there is no revision {self.asked}", "name a branch, a tag or a commit that was pushed")
+        return found
+
+    def repeat(self, step: str, act: Callable[[], object]) -> None:
+        """Act, and after a growing pause again when that fails, as often as the step's `retries` say."""
+        for left in range(self.settings[f"{step}.retries"], -1, -1):
+            try:
+                act()
+                return
+            except CommandFailed as error:
+                if not left:
+                    raise
+                self.output.say(f"{error.what}; trying again")
+                time.sleep(4.0 / left)
+
+    def add_release(self) -> None:
+        """Check the revision out into a new release, with its submodules and the shared paths."""
+        self.release = release = self.workspace.releases / f"{self.started}-{self.revision[:7]}"
+        self.lock.write(release=release.name, revision=self.revision)
+        self.git("worktree", "add", "--quiet", "--detach", str(release), self.revision)
+        if (release / ".gitmodules").exists():
+            self.git("submodule", "update", "--init", "--recursive", "--quiet", folder=release, timeout=600)
+        for name in self.settings["deploy.shared"]:
+            share(self.site.checkout / name, release / name, folder=name.endswith("/"))
+
+    def newer_tool(self) -> bool:
+        """Whether the revision brings another deploy.py or settings file; Failure if the new pair does not work."""
+        running = {SCRIPT: SCRIPT_TEXT, self.site.settings_file: self.site.settings_text}
+        new = {path: self.release / os.path.relpath(path, self.site.checkout) for path in running}
+        pair = [str(new[path] if new[path].is_file() else path) for path in running]
+        if [Path(path).read_bytes() for path in pair] == list(running.values()):
+            return False
+        try:  # before the checkout follows: a tool that cannot start could never pull what mends it
+            self.site.runner.run([sys.executable, pair[0], "-c", pair[1], "history"], self.release, self.site.base, 60,
+                                 quiet=True)
+        except CommandFailed as error:
+            raise Failure("the deploy.py or the settings file of this revision does not work", "mend it and push",
+                          MISTAKE, error.details) from None
+        return True
+
+    def start_over(self) -> None:
+        """Become the new version of this program, with the lock kept."""
+        self.output.say("deploy.py or its settings changed: starting over as the new version")
+        self.git.drop_worktree(self.release)
+        os.set_inheritable(self.lock.descriptor, True)
+        os.environ["DEPLOY_RESUME"] = f"{self.lock.descriptor} {self.started}"
+        os.execv(sys.executable, [sys.executable, str(SCRIPT), *sys.argv[1:]])
+
+    def install(self) -> None:
+        """Step 3: the packages of Pipfile.lock, in the virtual environment that belongs to it."""
+        project = self.site.project(self.release)
+        if not (project / "Pipfile.lock").is_file():
+            raise Failure("this revision has no Pipfile.lock", "run pipenv lock, commit Pipfile.lock and push")
+        lock = (project / "Pipfile.lock").read_bytes()
+        python = self.find_python(lock)
+        digest = hashlib.sha256(repr((lock, python, self.settings["install.command"])).encode()).hexdigest()[:12]
+        venv = self.workspace.venvs / f"{python.name}-{digest}"
+        if (venv / ".complete").exists():
+            self.output.say("nothing to install: the environment of this Pipfile.lock is complete")
+        else:
+            shutil.rmtree(venv, ignore_errors=True)
+            self.build(venv.name, python)
+            (venv / ".complete").touch()
+            sync(venv)
+        (project / ".venv").symlink_to(os.path.relpath(venv, project.resolve()))
+
+    def build(self, name: str, python: Path) -> None:
+        """Run the install command for a new virtual environment; a stale lock is told apart by asking pipenv."""
+        more = {"PIPENV_CUSTOM_VENV_NAME": name, "PIPENV_DEFAULT_PYTHON_VERSION": str(python)}
+        project, environment = self.site.project(self.release), self.site.environment(self.release) | more
+        try:
+            self.repeat("install", lambda: self.site.run("install.command", self.release, more))
+        except CommandFailed as error:
+            try:
+                self.site.runner.run(["pipenv", "verify"], project, environment, 120, quiet=True)
+            except Failure:
+                raise Failure("Pipfile.lock is stale: it was not made of this Pipfile",
+                              "run pipenv lock, commit Pipfile.lock and push", FAILED, error.details) from None
+            raise
+
+    def find_python(self, lock: bytes) -> Path:
+        """The Python that the settings or Pipfile.lock ask for; its real path, so that another one counts as changed."""
+        try:
+            requires = json.loads(lock)["_meta"].get("requires", {})
+        except (ValueError, KeyError, TypeError):
+            raise Failure("Pipfile.lock is not a lock file", "run pipenv lock, commit Pipfile.lock and push") from None
+        name = self.settings["install.python"] or f"python{requires.get('python_version', '3')}"
+        path = shutil.which(name, path=self.site.base["PATH"])
+        if not path:
+            raise Failure(f"{name} is not on this server", f"sudo apt-get install {name}, or mend [install] python")
+        return Path(path).resolve()
+
+    def services(self) -> None:
+        """Step 4: the services of docker-compose.yml, in the checkout, whose name is the Compose project's."""
+        self.site.run("services.command", self.site.checkout)
+
+    def static(self) -> None:
+        """Step 5: the static files, collected into the candidate's own folder."""
+        self.site.run("static.command", self.release)
+
+    def migrate(self) -> None:
+        """Step 6: if a migration is planned, back the database up and migrate."""
+        planned = self.planned()
+        if not planned and self.settings["migrate.plan"]:
+            self.output.say("nothing to migrate")
+            return
+        self.output.say(f"to be applied: {', '.join(planned) or 'unknown, because [migrate] plan is empty'}")
+        if self.candidate:  # what cannot be imported never touches the database
+            self.candidate.await_boot()
+        saved = back_up(self.site, self.release.name)
+        options = self.site.environment(self.release).get("PGOPTIONS", "")
+        limit = f"-c lock_timeout={self.settings['migrate.lock_timeout'] * 1000:.0f}ms"  # only PostgreSQL reads it
+        try:
+            self.site.run("migrate.command", self.release, {"PGOPTIONS": f"{options} {limit}".strip()})
+        except Failure as error:
+            error.what += self.half_migrated(planned) + (f"; the database before them is in {saved}" if saved else "")
+            raise
+
+    def planned(self) -> list[str]:
+        """The migrations that are to be applied, in their order."""
+        return re.findall(r"^(\w+\.\w+)$", self.site.run("migrate.plan", self.release, quiet=True), re.MULTILINE)
+
+    def half_migrated(self, planned: list[str]) -> str:
+        """Which of the planned migrations were applied by a migrate that failed."""
+        try:
+            left = self.planned()
+        except Failure:
+            return "; it is unknown which migrations were applied"
+        return f"; migrations applied, which stay: {', '.join(e for e in planned if e not in left) or 'none'}"
+
+    def restart(self) -> None:
+        """Step 7: prove the candidate, switch to it, restart gunicorn, and check the health of the site."""
+        if self.candidate:
+            if self.site.health:
+                self.output.say(f"the candidate answers: {self.candidate.prove(self.site.health)}")
+            self.candidate.child.end()
+        old, older = self.workspace.live(), self.workspace.linked(self.workspace.previous)
+        if old and old != self.release:
+            point(self.workspace.previous, old)
+        self.replaced = old, older
+        point(self.workspace.current, self.release)
+        self.site.run("restart.command", self.release)
+        self.check_health(self.release)
+
+    def check_health(self, release: Path) -> None:
+        """Failure unless the site answers its health check, and from this release."""
+        if not self.site.health:
+            return
+        good, saw = self.site.health.wait(self.site.health.deadline)
+        if not good:
+            raise Failure(f"the site is not healthy: {saw}", "mend it and push")
+        places = set(gunicorns(self.site.checkout).values())
+        if places and self.site.project(release).resolve() not in places:
+            raise Failure(f"gunicorn runs in {', '.join(map(str, places))}, not in {release}",
+                          f"its service must run in {self.workspace.current}")
+        self.output.say(f"the site answers: {saw}")
+
+    def go_back(self, old: Path | None, older: Path | None) -> None:
+        """Make `old` live again; whatever fails on the way is said, and what is live is asked for at the end."""
+        self.output.say(f"going back to {old.name}" if old else "there is no earlier release to go back to")
+        if not old:
+            return
+        point(self.workspace.current, old)
+        if older:
+            point(self.workspace.previous, older)
+        for act in (lambda: self.site.run("restart.command", old), lambda: self.check_health(old)):
+            try:
+                act()
+            except Failure as error:
+                self.output.say(error.what)
+
+    # ------------------------------------------------------------------------------------------- around the steps
+
+    def run(self, act: Callable[[], None], wait: float) -> None:
+        """Do `act` under the lock, after recovery; a failure leaves here as Failure, with all cleaned up."""
+        self.site.check_owner()
+        self.workspace.make()
+        left = self.take_lock(wait)
+        try:
+            self.output.hide(secrets_in(self.site.variables))
+            if not self.resumed:
+                self.recover(left)
+            act()
+        except BaseException as error:
+            Interrupted.shielded = True
+            failure = as_failure(error, self.output)
+            self.clean_up(failure)
+            raise failure from None
+        finally:
+            self.lock.release()
+
+    def take_lock(self, wait: float) -> dict[str, Any]:
+        """Take the lock, or that of the version which this one replaces, and say in it who holds it; what was in it."""
+        left = {}
+        if self.resumed:
+            self.lock.descriptor = int(self.resumed.split()[0])
+            os.set_inheritable(self.lock.descriptor, False)
+        else:
+            left = self.lock.take(wait, self.output)
+        self.site.runner.inherited = (self.lock.descriptor,)
+        self.lock.write(command=self.command, by=started_by(), since=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+                        started=self.started, pid=os.getpid(), step="its start")
+        return left
+
+    def recover(self, left: Mapping[str, Any]) -> None:
+        """Put right what a run that was cut off left behind, and say what was found and done."""
+        if left:
+            self.open_log()
+            self.output.say(f"found: a {left.get('command')} by {left.get('by')} was cut off at {left.get('step')}")
+            fields = ("release", "revision", "command", "by", "started")
+            self.record("cut off", **{key: left.get(key, "") for key in fields})
+        if left.get("target"):
+            self.git.undo_fast_forward(left["target"])
+            self.output.say("undid the fast-forward of the checkout, which was cut off")
+        live, lines = self.workspace.live(), self.workspace.went_live()
+        proven = self.workspace.releases / lines[-1]["release"] if lines else None
+        if live and proven and live != proven and proven.is_dir():
+            self.open_log()
+            self.output.say(f"found: {live.name} was switched to, and is not known to be healthy")
+            self.go_back(proven, self.workspace.earlier(proven))
+        self.sweep()
+
+    def deploy(self, if_changed: bool) -> None:
+        """Take all steps; with `if_changed` only when the branch, `.env` or the settings are not those of last time."""
+        if if_changed and not self.resumed:
+            self.output.quiet = True
+            self.revision = self.fetch(self.settings["pull.remote"], self.settings["pull.branch"])
+            last = [entry["inputs"] for entry in self.workspace.history() if entry.get("inputs")]
+            if last[-1:] == [self.inputs()]:
+                return
+        self.take(self.settings["deploy.steps"])
+
+    def inputs(self) -> str:
+        """A fingerprint of all that makes a deployment another one than the last."""
+        env = (self.site.checkout / self.settings["env.file"]).read_bytes()
+        return hashlib.sha256(b"\0".join((self.revision.encode(), env, self.site.settings_text))).hexdigest()
+
+    def rollback(self, name: str) -> None:
+        """Make the release of that name live again, or the newest healthy one before the live one."""
+        live = self.workspace.live()
+        release = self.workspace.releases / name if name else self.workspace.earlier(live)
+        if not release:
+            raise Failure("there is no earlier healthy release to go back to", "history shows what there was")
+        if release not in self.workspace.healthy():
+            raise Failure(f"{name} is no release that was healthy and is kept", "history shows those that were")
+        if release == live:
+            self.output.say(f"{name} is live already")
+            return
+        self.release, self.revision = release, self.workspace.entry(release)["revision"]
+        self.output.say(f"from {live.name if live else 'nothing'} to {release.name}")
+        self.take(("restart",))
+
+    def take(self, steps: Sequence[str]) -> None:
+        """Take the steps, record the success, and remove what is past its keep."""
+        self.open_log()
+        for step in steps:
+            self.perform(step)
+        Interrupted.shielded = True  # what is recorded as live is not taken back
+        self.record("live")
+        self.replaced = None
+        self.output.label = "deploy"
+        try:
+            self.sweep()
+            self.prune()
+        except (Failure, OSError) as error:
+            self.output.say(f"warning: what is past its keep could not be removed: {error}")
+        took = time.monotonic() - self.began
+        self.output.say(f"{self.release.name} is live{' and healthy' if self.site.health else ''}; it took {took:.1f} s")
+
+    def perform(self, step: str) -> None:
+        """Take one step, with its hooks, and say how long it took."""
+        self.output.label = step
+        self.lock.write(step=step)
+        began = time.monotonic()
+        if self.settings.get(f"{step}.command") == () and step != "restart":
+            self.output.say("skipped: its command is empty")
+            return
+        if step in ("static", "migrate", "restart") and self.settings["restart.candidate"] and not self.candidate:
+            self.candidate = Candidate(self.site, self.release)  # it boots while these steps run
+        self.site.run(f"{step}.before", self.release)
+        getattr(self, step)()
+        self.site.run(f"{step}.after", self.release)
+        self.seconds[step] = round(time.monotonic() - began, 3)
+        self.output.say(f"done in {self.seconds[step]:.1f} s")
+
+    def open_log(self) -> None:
+        """There is something to do: show and log all from now on."""
+        self.output.open_log(self.workspace.logs / f"{self.started}.log")
+
+    def subject(self) -> str:
+        """The first line of the revision's message."""
+        return self.git.ask("log", "-1", "--format=%s", self.revision) or "" if self.revision else ""
+
+    def record(self, result: str, message: str = "", **changes: object) -> None:
+        """Write this run's line of the history."""
+        live = self.workspace.live()
+        counts = self.command == "deploy" and self.revision and not self.asked and result in ("live", "failed")
+        self.workspace.record({
+            "release": "" if self.release == self.site.checkout else self.release.name, "revision": self.revision,
+            "subject": self.subject(), "command": self.command, "by": started_by(), "started": self.started,
+            "ended": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", "seconds": round(time.monotonic() - self.began, 3),
+            "steps": self.seconds, "result": result, "message": message, "live": live.name if live else "",
+            "inputs": self.inputs() if counts else "",
+        } | changes)
+
+    def sweep(self) -> None:
+        """Remove the releases that are not kept, and end a candidate of a killed run that still runs in one."""
+        kept = self.workspace.kept(self.settings["deploy.keep_releases"])
+        for release in sorted(set(self.workspace.releases.iterdir()) - kept):
+            for process in gunicorns(release):
+                with contextlib.suppress(OSError):
+                    os.kill(process, signal.SIGTERM)
+            self.git.drop_worktree(release)
+            self.output.say(f"removed the release {release.name}", shown=False)
+
+    def prune(self) -> None:
+        """Remove the virtual environments that no kept release uses, and the backups past their keep."""
+        kept = self.workspace.kept(self.settings["deploy.keep_releases"])
+        for venv in set(self.workspace.venvs.iterdir()) - {(self.site.project(each) / ".venv").resolve() for each in kept}:
+            shutil.rmtree(venv)
+        for backup in sorted(self.workspace.backups.glob("*.dump"))[:-self.settings["backup.keep"]]:
+            backup.unlink()
+
+    def clean_up(self, error: Failure) -> None:
+        """After a failure: end the candidate, go back after a switch, find out what is live, write the history line."""
+        if self.candidate:
+            self.candidate.child.end()
+        if error.status == MISTAKE and not self.revision:
+            error.live = "nothing was touched"
+            return
+        self.open_log()
+        if self.replaced:
+            self.go_back(*self.replaced)
+        found, error.live = self.site.state()
+        error.status = max(error.status, found)
+        self.record("interrupted" if isinstance(error, Interrupted) else "failed", error.what)
+        self.sweep()
+
+
+def as_failure(error: BaseException, output: Output) -> Failure:
+    """Any error as the Failure that the user reads; the traceback of one that nobody foresaw goes to the log."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return Failure("the disk is full", "make room (df -h shows where), then deploy again")
+    for line in "".join(traceback.format_exception(error)).splitlines():
+        output.say(line, shown=False)
+    return Failure(f"{type(error).__name__}: {error}", "see the log: python3 deploy.py logs")
+
+
+# ---------------------------------------------------------------------------------------------------- backup
+
+
+def back_up(site: Site, name: str) -> Path | None:
+    """Stream the backup command's output into a file that is whole once it has its name; None without a command."""
+    if not site.settings["backup.command"]:
+        site.output.say("no backup: [backup] command is empty")
+        return None
+    path = site.workspace.backups / f"{name}.dump"
+    partial = path.with_suffix(".part")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        site.run("backup.command", site.checkout, stdout=descriptor)
+        os.fsync(descriptor)
+        size = os.fstat(descriptor).st_size
+        if not size:
+            raise Failure("the backup is empty", "mend [backup] command: it must write the dump to its stdout")
+        partial.replace(path)
+        sync(path.parent)
+    finally:
+        os.close(descriptor)
+        partial.unlink(missing_ok=True)
+    site.output.say(f"backed up: {path} ({size / 1e6:.1f} MB)")
+    return path
+
+
+# -------------------------------------------------------------------------------------------- other commands
+
+
+def dry_run(site: Site, revision: str) -> int:
+    """Say what a deployment would do; starts nothing that changes anything."""
+    site.check_owner()
+    remote, branch, say = site.settings["pull.remote"], revision or site.settings["pull.branch"], site.output.say
+    listed = site.git.ask("ls-remote", remote, f"refs/heads/{branch}", f"refs/tags/{branch}")
+    found = listed[:40] if listed else site.git.commit(revision or "-")
+    if not found:
+        raise Failure(f"{remote} has no {branch}, or cannot be reached", f"try: git ls-remote {remote}")
+    live = site.workspace.live()
+    say(f"would deploy {found[:7]} ({branch}); live is {live.name if live else 'nothing'}; nothing is changed now")
+    own = {"env": f"read {plural(len(site.variables), 'variable')} from {site.settings['env.file']}",
+           "pull": f"git fetch {remote}, and git worktree add {site.workspace.releases}/…-{found[:7]}"}
+    for step in site.settings["deploy.steps"]:
+        for key in ("before", "command", "after"):
+            for argv in site.settings.get(f"{step}.{key}", ()):
+                say(shlex.join(argv), step)
+        if step in own or not site.settings[f"{step}.command"]:
+            say(own.get(step, "nothing: its command is empty"), step)
+    say(f"ask for {site.settings['health.url'] or 'nothing'}", "health")
+    return OK
+
+
+def status_command(site: Site, options: argparse.Namespace) -> int:
+    """What is live, since when, whether it is healthy, and who holds the lock; 0 only if it is healthy."""
+    live = site.workspace.live()
+    entry, holder = site.workspace.entry(live), site.lock.holder()
+    good, saw = site.health.wait(0) if site.health else (True, "not asked: [health] url is empty")
+    if options.json:
+        found = {key: entry.get(key) for key in ("revision", "subject", "ended", "by")}
+        found |= {"release": live.name if live else None, "healthy": bool(live) and good, "health": saw, "lock": holder}
+        print(json.dumps(found, indent=2))
+    else:
+        print(f"live      {live.name if live else 'nothing'}  {entry.get('subject', '')}".rstrip())
+        print(f"since     {entry.get('ended', 'unknown')}, deployed by {entry.get('by', 'unknown')}")
+        print(f"health    {'good' if good else 'BAD'}: {saw}\nlock      {holder or 'free'}")
+    return OK if live and good else FAILED
+
+
+def history_command(site: Site, options: argparse.Namespace) -> int:
+    """The deployments, newest last, with the time that each step took."""
+    for entry in site.workspace.history():
+        if options.json:
+            print(json.dumps(entry))
+            continue
+        steps = " ".join(f"{step} {took:.1f}" for step, took in entry.get("steps", {}).items())
+        print(f"{entry['started']}  {entry['result']:<11} {entry['command']:<8} {entry['revision'][:7]:<7} "
+              f"{entry['seconds']:7.1f} s  {entry['subject']}{f'  ({steps})' if steps else ''}")
+    return OK
+
+
+def logs_command(site: Site, options: argparse.Namespace) -> int:
+    """The log of a deployment, the newest by default; with -f what is still written to it."""
+    logs = sorted(site.workspace.logs.glob(f"{options.release.split('-')[0]}*.log"))
+    if not logs:
+        raise Failure("there is no such log", "history shows the deployments that there were")
+    with open(logs[-1], encoding="utf-8") as log:
+        following = True
+        while following:
+            following = options.follow and bool(site.lock.holder())
+            shutil.copyfileobj(log, sys.stdout)
+            sys.stdout.flush()
+            time.sleep(0.3 if following else 0)
+    return OK
+
+
+def manage_command(site: Site, options: argparse.Namespace) -> int:
+    """manage.py of the live release, in its environment."""
+    live = site.workspace.live()
+    if not live:
+        raise Failure("nothing is live yet", "deploy first: python3 deploy.py")
+    os.chdir(site.project(live))
+    os.execvpe("python", ["python", "manage.py", *options.arguments], site.environment(live))
+
+
+def problems(site: Site) -> Iterator[tuple[str, str]]:
+    """What would make a deployment fail, as far as it can be known beforehand, each with its remedy."""
+    settings, git = site.settings, site.git
+    for tool in dict.fromkeys(["git", *(argv[0] for step in STEP_NAMES for argv in settings.get(f"{step}.command", ()))]):
+        if tool != "python" and not shutil.which(tool, path=site.base["PATH"]):
+            yield f"{tool} is not installed, or not in PATH", INSTALLED_BY.get(tool, "install it")
+    try:
+        site.check_owner()
+        healthy, saw = site.health.wait(0) if site.health and site.workspace.live() else (True, "")
+        if not healthy:
+            yield f"the site is not healthy: {saw}", "see journalctl -u gunicorn, and python3 deploy.py logs"
+        Deployment(site, "check").find_python((site.project(site.checkout) / "Pipfile.lock").read_bytes())
+    except FileNotFoundError as error:
+        yield f"{error.filename} is not there", "run pipenv lock, commit Pipfile.lock and push"
+    except Failure as error:
+        yield "; ".join((error.what, *error.details)), error.remedy
+    for folder in (site.checkout, site.workspace.root):
+        if folder.exists() and not os.access(folder, os.W_OK):
+            yield f"{folder} cannot be written to", f"sudo chown -R {getpass.getuser()} {folder}"
+    if shutil.disk_usage(site.checkout).free < 1 << 30:
+        yield "less than 1 GiB of disk space is free", "make room, as with docker system prune"
+    if not git.ask("ls-remote", settings["pull.remote"], f"refs/heads/{settings['pull.branch']}"):
+        yield "the remote branch cannot be read", f"try: git ls-remote {settings['pull.remote']}"
+
+
+def check_command(site: Site, _options: argparse.Namespace) -> int:
+    """Is this server ready to deploy? Every problem at once, each with its remedy."""
+    found = list(problems(site))
+    for what, remedy in found:
+        print(f"problem: {what}; {remedy}")
+    print(plural(len(found), "problem") if found else "ready to deploy")
+    return FAILED if found else OK
+
+
+def deploy_command(site: Site, options: argparse.Namespace) -> int:
+    """Deploy the remote branch, or a revision."""
+    if options.dry_run:
+        return dry_run(site, options.revision)
+    run = Deployment(site, "deploy", options.revision)
+    run.run(lambda: run.deploy(options.if_changed), options.wait)
+    return OK
+
+
+def rollback_command(site: Site, options: argparse.Namespace) -> int:
+    """Go back to the newest earlier release that was healthy, or to the one named."""
+    run = Deployment(site, "rollback")
+    run.run(lambda: run.rollback(options.release), options.wait)
+    return OK
+
+
+# ---------------------------------------------------------------------------------------------- command line
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line; without a command it is `deploy`."""
+    parser = argparse.ArgumentParser(
+        prog="deploy.py", description="Deploy a Django project on the one server that it runs on.",
+        epilog="Without a command: deploy. Each command has its own --help.")
+    parser.add_argument("-c", "--config", type=Path, default=SCRIPT.with_name("deploy.ini"), metavar="FILE",
+                        help="the settings file (default: deploy.ini beside deploy.py)")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    added = {}
+    for act in (deploy_command, rollback_command, status_command, history_command, logs_command, check_command,
+                manage_command):
+        name = act.__name__.removesuffix("_command")
+        added[name] = commands.add_parser(name, help=act.__doc__, description=act.__doc__)
+        added[name].set_defaults(act=act)
+    deploy = added["deploy"]
+    deploy.add_argument("revision", nargs="?", default="", help="a branch, tag or commit (default: [pull] branch)")
+    deploy.add_argument("--if-changed", action="store_true",
+                        help="do and say nothing unless the branch, .env or the settings changed")
+    deploy.add_argument("--dry-run", action="store_true", help="say what would be done, change nothing")
+    added["rollback"].add_argument("release", nargs="?", default="", help="a release of the history")
+    for name in ("deploy", "rollback"):
+        added[name].add_argument("--wait", type=float, default=0, metavar="SECONDS",
+                                 help="wait so long for another run to end (default: do not wait)")
+    for name in ("status", "history"):
+        added[name].add_argument("--json", action="store_true", help="for programs")
+    added["logs"].add_argument("release", nargs="?", default="", help="a release of the history")
+    added["logs"].add_argument("-f", "--follow", action="store_true", help="go on while it is written")
+    added["manage"].add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS")
+    at = 0
+    while at < len(argv) and argv[at].split("=")[0] in ("-c", "--config"):
+        at += 1 if "=" in argv[at] else 2
+    if at >= len(argv) or argv[at].startswith("-") and argv[at] not in ("-h", "--help"):
+        argv = [*argv[:at], "deploy", *argv[at:]]  # so that `deploy.py --wait 60` is understood
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says; the exit status. Only this turns a failure into a sentence."""
+    options = parse_arguments(sys.argv[1:] if argv is None else argv)
+    Interrupted.install()
+    output = Output()
+    try:
+        return int(options.act(Site(options.config, output), options))
+    except Failure as failure:
+        error = failure
+    except Exception as unforeseen:  # noqa: BLE001 - never a traceback
+        error = as_failure(unforeseen, output)
+    output.quiet = False
+    for line in error.details:
+        output.say(line)
+    output.say("; ".join(filter(None, (f"FAILED: {error.what}", error.live, error.remedy))))
+    return error.status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
