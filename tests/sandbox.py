@@ -1,0 +1,344 @@
+#!/usr/bin/env python3
+"""A real deployment to watch, on any machine with Python 3.11+ and git, without root.
+
+    python3 tests/sandbox.py           play five acts, then remove everything
+    python3 tests/sandbox.py --keep    leave the site running at the end, until Ctrl-C
+
+Everything is real: git, pipenv, virtual environments, Django, gunicorn, HTTP, and the deploy.py beside this folder. Only
+systemd is played, by tests/standin, which reads the units of systemd/. A client asks the site for its page all the
+while, and at the end it tells what it saw. All lies in one temporary folder.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+PIPENV = "pipenv==2026.10.3"
+DJANGO_OF_PYTHON_311 = "5.2.8"
+FOREIGN = ("GIT_", "PIPENV_", "DEPLOY_", "VIRTUAL_ENV", "PYTHONPATH", "STANDIN_", "SSH_CONNECTION")
+
+INI = """\
+# What differs here from the defaults of deploy.py.
+[pull]
+retries = 0
+[install]
+python = {python}
+[services]
+# no Docker here: the database is SQLite
+command =
+[backup]
+command = {python} -c "import sqlite3; print(*sqlite3.connect('{root}/db.sqlite3').iterdump(), sep=chr(10))"
+[health]
+url = http://127.0.0.1:{port}/
+headers =
+contains = name="release"
+deadline = 10
+"""
+
+ENV = """\
+SECRET_KEY='{secret}'
+DEBUG=False
+HTTPS=False
+ALLOWED_HOSTS=127.0.0.1,localhost
+DEFAULT_DB_ENGINE=django.db.backends.sqlite3
+DEFAULT_DB_NAME={root}/db.sqlite3
+"""
+
+MIGRATION = """\
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    dependencies = [("formsApp", "0001_initial")]
+    # db_default, not default: the release before does not know the column, and must still be able to insert
+    operations = [migrations.AddField("form", "open", models.BooleanField(db_default=True))]
+"""
+
+
+class Missing(Exception):
+    """Something that the sandbox needs is not on this machine."""
+
+
+def find_python() -> tuple[str, tuple[int, int]]:
+    """The Python for the sample: 3.12 or newer if there is one, else this one; and its version."""
+    names = [sys.executable, "python3.13", "python3.12", "python3.14", "python3"]
+    found = [path for name in names if (path := shutil.which(name))]
+    found += map(str, sorted(Path.home().glob(".pyenv/versions/3.1[2-9]*/bin/python3"), reverse=True))
+    versions = {path: version for path in found if (version := python_version(path))}
+    new = [path for path in versions if versions[path] >= (3, 12)]
+    if not versions:
+        raise Missing("this Python has no ensurepip: sudo apt-get install python3-venv")
+    chosen = (new or list(versions))[0]
+    return chosen, versions[chosen]
+
+
+def python_version(path: str) -> tuple[int, int] | None:
+    """The version of a Python that can make virtual environments, else None."""
+    code = "import ensurepip, sys; print(*sys.version_info[:2])"
+    done = subprocess.run([path, "-c", code], capture_output=True, text=True, check=False)
+    return tuple(map(int, done.stdout.split())) if done.returncode == 0 else None  # type: ignore[return-value]
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Client:
+    """Asks a URL without a pause, each time on a new connection, and keeps what it saw."""
+
+    url: str
+    waits: list[float] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    releases: list[str] = field(default_factory=list)  # the versions that answered, in the order in which they were first seen
+
+    def ask(self) -> None:
+        """Ask once."""
+        began = time.monotonic()
+        try:
+            with urllib.request.urlopen(self.url, timeout=60) as answer:
+                version = answer.headers.get("X-Release", "none")
+                answer.read()
+        except OSError as error:
+            self.errors.append(f"{type(error).__name__}: {error}")
+            time.sleep(0.01)
+        else:
+            if version not in self.releases:
+                self.releases.append(version)
+        self.waits.append(time.monotonic() - began)
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[Client]:
+        """Ask all the while."""
+        done = threading.Event()
+
+        def work() -> None:
+            while not done.is_set():
+                self.ask()
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        try:
+            yield self
+        finally:
+            done.set()
+            worker.join()
+
+
+class Sandbox:
+    """A remote, its author's clone, a checkout that is deployed from, and the units of the service."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        if not shutil.which("git"):
+            raise Missing("git is not installed: sudo apt-get install git")
+        self.quiet = quiet
+        self.python, self.version = find_python()
+        self.root = Path(tempfile.mkdtemp(prefix="sandbox-"))
+        self.remote, self.author, self.checkout = (self.root / name for name in ("remote.git", "author", "gforms"))
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/"
+
+    def environment(self) -> dict[str, str]:
+        """The environment of every command: the stand-ins and our own pipenv come first in PATH."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+        path = f"{PROJECT / 'tests' / 'standin'}:{self.root / 'tools' / 'bin'}:{kept.get('PATH', os.defpath)}"
+        identity = {f"GIT_{who}_{what}": "author@example.com" for who in ("AUTHOR", "COMMITTER")
+                    for what in ("NAME", "EMAIL")}
+        return kept | identity | {
+            "PATH": path, "STANDIN_UNITS": str(self.root / "units"), "STANDIN_STATE": str(self.root / "state"),
+            "PIPENV_NOSPIN": "1", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+
+    def run(self, *command: str, folder: Path | None = None, **more: str) -> str:
+        """Run a command that must succeed; its stdout."""
+        done = subprocess.run(command, cwd=folder or self.author, env=self.environment() | more, text=True,
+                              capture_output=True, check=False)
+        if done.returncode:
+            raise Missing(f"{' '.join(command)} failed: {(done.stdout + done.stderr)[-2000:]}")
+        return done.stdout.strip()
+
+    def build(self) -> None:
+        """Make everything but the first release."""
+        self.tell("getting pipenv …")
+        self.run(self.python, "-m", "venv", "tools", folder=self.root)
+        self.run("tools/bin/pip", "install", "--quiet", PIPENV, folder=self.root)
+        self.run("git", "init", "--quiet", "--bare", "--initial-branch=main", str(self.remote), folder=self.root)
+        self.run("git", "clone", "--quiet", str(self.remote), str(self.author), folder=self.root)
+        shutil.copytree(PROJECT / "tests" / "sample", self.author, dirs_exist_ok=True,
+                        ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(PROJECT / "deploy.py", self.author)
+        (self.author / "deploy.ini").write_text(INI.format(python=self.python, root=self.root, port=self.port))
+        if self.version < (3, 12):
+            self.edit("Pipfile", "==6.0.2", f"=={DJANGO_OF_PYTHON_311}")
+        self.tell("locking the packages of the sample …")
+        self.lock()
+        self.push("The first release")
+        self.run("git", "clone", "--quiet", str(self.remote), str(self.checkout), folder=self.root)
+        (self.checkout / ".env").write_text(ENV.format(secret=secrets.token_urlsafe(50), root=self.root))
+        (self.checkout / ".env").chmod(0o600)
+        self.start_socket()
+
+    def start_socket(self) -> None:
+        """Copy the units for this checkout and this port, and have the stand-in of systemd hold the socket."""
+        (self.root / "units").mkdir()
+        (self.root / "state").mkdir()
+        for unit in (PROJECT / "systemd").glob("gunicorn*"):
+            text = unit.read_text().replace("/home/ubuntu/gforms", str(self.checkout))
+            text = text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}").replace("--workers 5", "--workers 2")
+            (self.root / "units" / unit.name).write_text(text)
+        self.run("systemctl", "start", "gunicorn.socket", folder=self.root)
+
+    def lock(self) -> None:
+        """Make Pipfile.lock anew."""
+        self.run("pipenv", "lock", WORKON_HOME=str(self.root / "author-env"), PIPENV_VENV_IN_PROJECT="0",
+                 PIPENV_DEFAULT_PYTHON_VERSION=self.python, PIPENV_IGNORE_VIRTUALENVS="1")
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        """Replace a text, which must be there, in a file of the author's clone."""
+        path = self.author / name
+        text = path.read_text()
+        assert old in text, f"{old!r} is not in {name}"
+        path.write_text(text.replace(old, new))
+
+    def release(self, version: str, before: str) -> None:
+        """Change what every page says of its release."""
+        for name in ("version.py", "late.py"):
+            self.edit(f"formsApp/{name}", f'VERSION = "{before}"', f'VERSION = "{version}"')
+
+    def push(self, message: str) -> None:
+        """Commit all, and push it."""
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", message)
+        self.run("git", "push", "--quiet", "origin", "HEAD:main")
+
+    def deploy(self, *arguments: str) -> tuple[int, str]:
+        """Run deploy.py as its user would, its output before the reader's eyes; exit status and output."""
+        self.tell(f"$ python3 deploy.py {' '.join(arguments)}".rstrip())
+        process = subprocess.Popen(
+            [sys.executable, "deploy.py", *arguments], cwd=self.checkout, env=self.environment(), text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        assert process.stdout
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            self.tell(line.rstrip("\n"))
+        self.tell(f"(exit status {process.wait()})\n")
+        return process.returncode, "".join(lines)
+
+    def tell(self, text: str) -> None:
+        """Print a line, unless this is a test."""
+        if not self.quiet:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """End the service and remove the folder."""
+        with contextlib.suppress(Missing):
+            self.run("systemctl", "exit", folder=self.root)
+        shutil.rmtree(self.root)
+
+    # -- the five acts
+
+    def act_one(self) -> tuple[int, str]:
+        """Deploy for the first time."""
+        return self.deploy()
+
+    def act_two(self) -> tuple[int, str]:
+        """A new package, a migration and a new page."""
+        self.release("2", "1")
+        self.edit("Pipfile", "[packages]\n", '[packages]\nwhitenoise = "*"\n')
+        self.edit("forms/settings.py", '    "django.middleware.security.SecurityMiddleware",\n',
+                  '    "django.middleware.security.SecurityMiddleware",\n'
+                  '    "whitenoise.middleware.WhiteNoiseMiddleware",\n')
+        (self.author / "formsApp/migrations/0002_form_open.py").write_text(MIGRATION)
+        self.edit("formsApp/models.py", "    created_at = models.DateTimeField(auto_now_add=True)\n\n    class Meta:\n"
+                  '        ordering = ["title"]', "    created_at = models.DateTimeField(auto_now_add=True)\n"
+                  "    open = models.BooleanField(db_default=True)\n\n    class Meta:\n"
+                  '        ordering = ["title"]')
+        self.edit("formsApp/urls.py", "urlpatterns = [\n",
+                  'urlpatterns = [\n    path("about/", views.index, name="about"),\n')
+        self.lock()
+        self.push("Serve the static files, close forms, and tell what this is")
+        return self.deploy()
+
+    def act_three(self) -> tuple[int, str]:
+        """A commit that cannot be imported."""
+        self.release("3", "2")
+        self.edit("forms/urls.py", "urlpatterns", "import no_such_module\n\nurlpatterns")
+        self.push("Use a module that is not there")
+        return self.deploy()
+
+    def act_four(self) -> tuple[int, str]:
+        """A commit that starts and answers 500."""
+        self.release("4", "3")
+        self.edit("forms/urls.py", "import no_such_module\n\nurlpatterns", "urlpatterns")
+        self.edit("formsApp/views.py", 'return render(request, "formsApp/index.html"', 'return render(request, "no.html"')
+        self.push("Use a template that is not there")
+        return self.deploy()
+
+    def act_five(self) -> tuple[int, str]:
+        """Go back by hand."""
+        return self.deploy("rollback")
+
+
+def play(sandbox: Sandbox, keep: bool) -> int:
+    """Play the acts before the reader's eyes; 0 if all went as it should."""
+    sandbox.build()
+    client = Client(sandbox.url)
+    sandbox.tell("\n== 1 == Deploy for the first time.\n")
+    statuses = [sandbox.act_one()[0]]
+    acts = (sandbox.act_two, sandbox.act_three, sandbox.act_four, sandbox.act_five)
+    with client.at_work():
+        for number, act in enumerate(acts, start=2):
+            sandbox.tell(f"== {number} == {act.__doc__}\n")
+            statuses.append(act()[0])
+    sandbox.deploy("history")
+    sandbox.tell(f"All the while a client asked for {sandbox.url}: {len(client.waits)} requests, {len(client.errors)} "
+                 f"lost, longest wait {max(client.waits):.2f} s; releases that answered: {' and '.join(client.releases)}.")
+    good = statuses == [0, 0, 1, 1, 0] and not client.errors and client.releases == ["1", "2"]
+    sandbox.tell("All of it went as it should." if good else "THIS IS NOT AS IT SHOULD BE.")
+    if keep:
+        sandbox.tell(f"The site is at {sandbox.url}, the checkout in {sandbox.checkout}; Ctrl-C ends it.")
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    return 0 if good else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Play the sandbox; the exit status."""
+    parser = argparse.ArgumentParser(description="Watch real deployments of a sample project, in a temporary folder.")
+    parser.add_argument("--keep", action="store_true", help="leave the site running at the end, until Ctrl-C")
+    options = parser.parse_args(argv)
+    try:
+        sandbox = Sandbox()
+    except Missing as missing:
+        print(missing)
+        return 1
+    try:
+        return play(sandbox, options.keep)
+    except Missing as missing:
+        print(missing)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        sandbox.close()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
