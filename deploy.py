@@ -28,12 +28,10 @@ Exit status: 0 done, or nothing to do; 1 failed, and what was live before is liv
 from __future__ import annotations
 
 import argparse
-import configparser
 import contextlib
 import difflib
 import errno
 import fcntl
-import getpass
 import hashlib
 import json
 import os
@@ -60,8 +58,6 @@ if sys.version_info < (3, 11):
     sys.exit("deploy.py needs Python 3.11 or later; this is " + sys.version.split()[0])
 
 SCRIPT = Path(__file__).resolve()
-SCRIPT_TEXT = SCRIPT.read_bytes()  # what runs now, whatever a pull makes of the file
-
 HEARTBEAT = 15.0  # seconds without a line of output before one says that the step still runs
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 TAIL = 20  # lines of a failed command's output that are shown again
@@ -77,7 +73,7 @@ OK, FAILED, NEEDS_HUMAN, LOCKED, MISTAKE = 0, 1, 3, 75, 78
 class Failure(Exception):
     """What the user reads as a sentence: what failed, and what to do; `details` are lines printed before it."""
 
-    def __init__(self, what: str, remedy: str, status: int = FAILED, details: Sequence[str] = ()) -> None:
+    def __init__(self, what: str, remedy: str = "mend it and push", status: int = FAILED, details: Sequence[str] = ()) -> None:
         super().__init__(what)
         self.what, self.remedy, self.status, self.details = what, remedy, status, tuple(details)
         self.live = ""  # what is live now, found out when it is handled
@@ -86,10 +82,10 @@ class Failure(Exception):
 class CommandFailed(Failure):
     """A command ended with another status than 0, or was ended because its time was up."""
 
-    def __init__(self, argv: Sequence[str], folder: Path, ended: str, tail: Iterable[str]) -> None:
-        command = shlex.join(argv)
+    def __init__(self, argv: Sequence[str], folder: Path, ended: str, tail: Sequence[str]) -> None:
+        command, last = shlex.join(argv), next((line.strip() for line in reversed(tail) if line.strip()), "no output")
         details = [f"in {folder}: {command}", f"{ended}; its last lines:", *(f"| {line}" for line in tail)]
-        super().__init__(f"`{command}` {ended}", "mend what the lines above say, then deploy again", FAILED, details)
+        super().__init__(f"`{command}` {ended} ({last[:200]})", "mend that and deploy again", FAILED, details)
 
 
 class Interrupted(Failure):
@@ -153,8 +149,7 @@ count = matching(r"\d+", "a whole number", int)
 number = matching(r"0*[1-9]\d*", "a whole number of 1 or more", int)
 url = matching(r"(https?://[^/\s]+(/\S*)?)?", "a URL, as in http://127.0.0.1:8000/")
 status = matching(r"[1-5]\d\d", "an HTTP status, as in 200", int)
-header = matching(r"[\w-]+:.*", "a header, as in X-Forwarded-Proto: https", lambda line: tuple(
-    part.strip() for part in line.split(":", 1)))
+header = matching(r"[\w-]+:.*", "a header, as in X-Forwarded-Proto: https", lambda line: line.split(":", 1))
 
 
 def shared_paths(text: str) -> tuple[str, ...]:
@@ -164,7 +159,8 @@ def shared_paths(text: str) -> tuple[str, ...]:
 
 def header_lines(text: str) -> dict[str, str]:
     """One `Name: value` a line."""
-    return dict(header(line.strip()) for line in text.splitlines() if line.strip())
+    pairs = (header(line.strip()) for line in text.splitlines() if line.strip())
+    return {name: value.strip() for name, value in pairs}
 
 
 # Every setting with its kind and its default, as deploy.ini shows them in the same order.
@@ -222,59 +218,45 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def settings_lines(text: str) -> Iterator[tuple[int, str, str]]:
-    """(line number, section, key or nothing for a header) of an INI text: configparser keeps no line numbers."""
-    section = ""
-    for line_number, line in enumerate(text.split("\n"), start=1):
-        if found := re.match(r"\[([^]]+)\]", line):
-            section = found[1]
-            yield line_number, section, ""
-        elif found := re.match(r"([^\s#;=:\[][^=:]*?)\s*[=:]", line):
-            yield line_number, section, found[1].lower()
-
-
 def read_settings(path: Path) -> dict[str, Any]:
     """`section.key` -> value for every setting; the Failure lists every mistake of the file with its line."""
-    parser = configparser.ConfigParser(interpolation=None, strict=False, default_section="")
-    mistakes: list[tuple[int, str]] = []
     try:
-        text = path.read_text(encoding="utf-8")
-        parser.read_string(text)
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise Failure(f"{path} cannot be read ({reason})", "name the settings file with -c", MISTAKE) from None
-    except configparser.MissingSectionHeaderError as error:
-        mistakes.append((error.lineno, "a key before the first [section]"))
-    except configparser.ParsingError as error:
-        mistakes += [(at, "neither a [section] nor a key = value") for at, _ in error.errors]
+        raise Failure(f"the settings cannot be read: {error}", "name their file with -c", MISTAKE) from None
     settings = {f"{section}.{key}": kind(default) for section, key, kind, default in OPTIONS}
-    seen: set[str] = set()
-    for at, section, key in settings_lines(text):
+    given: dict[str, tuple[int, list[str]]] = {}
+    mistakes: list[tuple[int, str]] = []
+    section, value = "", [""]  # the value is what an indented line continues
+    # not configparser, which keeps no line numbers and stops at the first mistake
+    for at, line in enumerate(lines, start=1):
+        if not line.strip() or line.lstrip()[0] in "#;":
+            continue
+        if line[0].isspace():
+            value.append(line.strip())
+        elif header := re.fullmatch(r"\[([^]]*)\]\s*", line):
+            section = header[1]
+            if section not in SECTIONS:
+                mistakes.append((at, f"[{section}] is not a section{nearest(section, SECTIONS)}"))
+        elif entry := re.fullmatch(r"([^\s=:]+)\s*[=:]\s*(.*)", line):
+            name, value = f"{section}.{entry[1].lower()}", [entry[2]]
+            if name in given:
+                mistakes.append((at, f"[{section}] {entry[1]} is set twice"))
+            elif name in KINDS:
+                given[name] = at, value
+            elif section in SECTIONS:
+                mistakes.append((at, f"[{section}] {entry[1]} is not a key{nearest(entry[1], SECTIONS[section])}"))
+        else:
+            mistakes.append((at, "neither a [section] nor a key = value"))
+    for name, (at, parts) in given.items():
         try:
-            read_setting(parser, section, key, seen, settings)
+            settings[name] = KINDS[name]("\n".join(parts).strip())
         except ValueError as error:
-            mistakes.append((at, f"[{section}] {key}{' ' if key else ''}{error}"))
+            mistakes.append((at, f"[{name.replace('.', '] ')} {error}"))
     if mistakes:
-        lines = [f"{path}, line {at}: {what}" for at, what in sorted(mistakes)]
-        raise Failure(f"{path} has {plural(len(lines), 'mistake')}", "mend the lines named above", MISTAKE, lines)
+        details = [f"{path}, line {at}: {what}" for at, what in sorted(mistakes)]
+        raise Failure(f"{path} has {plural(len(details), 'mistake')}", "mend the lines named above", MISTAKE, details)
     return settings
-
-
-def read_setting(
-    parser: configparser.ConfigParser, section: str, key: str, seen: set[str], settings: dict[str, Any]
-) -> None:
-    """Put one key of the file into `settings`; ValueError says what is wrong with it."""
-    name = f"{section}.{key}"
-    if not key and section not in SECTIONS:
-        raise ValueError(f"is not a section{nearest(section, SECTIONS)}")
-    if not key or section not in SECTIONS:
-        return
-    if name not in KINDS:
-        raise ValueError(f"is not a key{nearest(key, SECTIONS[section])}")
-    if name in seen:
-        raise ValueError("is set twice")
-    seen.add(name)
-    settings[name] = KINDS[name](parser.get(section, key, fallback="").strip())
 
 
 # ------------------------------------------------------------------------------------------------------ .env
@@ -287,17 +269,15 @@ NOT_SECRET = {"true", "false", "yes", "no", "on", "off", "none", "0", "1"}
 def read_env(path: Path) -> dict[str, str]:
     """The variables of a `.env`; the Failure names every line that systemd and Compose would not read alike."""
     try:
-        mode, raw = path.stat().st_mode, path.read_bytes()
-        text = raw.decode("utf-8")
-    except FileNotFoundError:
-        raise Failure(f"{path} is not there", "write it: one NAME=value a line", MISTAKE) from None
+        mode, text = path.stat().st_mode, path.read_bytes().decode("utf-8")
     except OSError as error:
-        raise Failure(f"{path} cannot be read ({error.strerror})", "give it to the user who deploys", MISTAKE) from None
+        raise Failure(f"{path} cannot be read: {error.strerror}", "write it, one NAME=value a line, and chmod 600 it",
+                      MISTAKE) from None
     except UnicodeDecodeError as error:
-        at = raw.count(b"\n", 0, error.start) + 1
+        at = error.object.count(b"\n", 0, error.start) + 1
         raise Failure(f"{path}, line {at}: not UTF-8", "save the file as UTF-8", MISTAKE) from None
     if mode & 0o007:
-        raise Failure(f"{path} holds secrets and everyone on this machine may read it", f"chmod 600 {path}", MISTAKE)
+        raise Failure(f"{path} holds secrets, and everyone on this machine may read it", f"chmod 600 {path}", MISTAKE)
     values: dict[str, str] = {}
     mistakes = []
     for at, line in enumerate(text.split("\n"), start=1):
@@ -355,18 +335,18 @@ def secrets_in(variables: Mapping[str, str]) -> set[str]:
     """What must never be shown: values of variables named like a secret, of random look, and passwords in URLs."""
     found = set()
     for name, value in variables.items():
-        random_look = len(value) >= 16 and re.search(r"\d", value) and re.search(r"[A-Za-z]", value)
+        random_look = re.fullmatch(r"(?=.*\d)(?=.*[A-Za-z])(?!/|.*://).{16,}", value)
         if (SECRET_NAMES.search(name) or random_look) and value.lower() not in NOT_SECRET:
             found.add(value)
         found.update(re.findall(r"://[^/\s:@]*:([^/\s@]+)@", value))
     return found - {""}
 
 
-def mask_pattern(secrets: Iterable[str]) -> re.Pattern[bytes] | None:
+def mask_pattern(secrets: Iterable[str]) -> re.Pattern[bytes]:
     """What finds the secrets in any output, also as Python, JSON or a URL would quote them."""
     forms = set()
     for secret in secrets:
-        quoted = "".join(c if c.isalnum() and c.isascii() or c in "-._~" else "".join(
+        quoted = "".join(c if (c.isalnum() and c.isascii()) or c in "-._~" else "".join(
             f"%{byte:02X}" for byte in c.encode()) for c in secret)
         forms |= {secret, repr(secret)[1:-1], json.dumps(secret)[1:-1], quoted}
     alternatives = []
@@ -374,7 +354,7 @@ def mask_pattern(secrets: Iterable[str]) -> re.Pattern[bytes] | None:
         pattern = re.escape(form.encode("utf-8", "replace"))
         # a short one could be any word's part: only where it stands alone
         alternatives.append(pattern if len(form) > 8 else rb"(?<!\w)" + pattern + rb"(?!\w)")
-    return re.compile(b"|".join(alternatives)) if alternatives else None
+    return re.compile(b"|".join(alternatives) or rb"(?!)")
 
 
 # -------------------------------------------------------------------------------------------- output and log
@@ -390,45 +370,34 @@ class Output:
 
     def __init__(self) -> None:
         self.label = "deploy"  # the step that speaks
-        self.pattern: re.Pattern[bytes] | None = None
+        self.secrets = re.compile(rb"(?!)")
         self.longest = 0  # bytes of the longest secret, in its longest form
         self.log: IO[str] | None = None
         self.quiet = False  # nothing is shown as long as there may be nothing to do
-        self.lost = False  # the reader of stdout hung up
         self.last = time.monotonic()  # when a line was shown
         self.turn = threading.Lock()
 
     def hide(self, secrets: Iterable[str]) -> None:
         """Replace the secrets in all that is said from now on."""
-        self.pattern = mask_pattern(secrets)
+        self.secrets = mask_pattern(secrets)
         self.longest = max((12 * len(secret) for secret in secrets), default=0)
 
-    def mask(self, data: bytes) -> bytes:
-        """The data without the secrets."""
-        return self.pattern.sub(b"***", data) if self.pattern else data
-
     def say(self, text: str, label: str = "", shown: bool = True) -> None:
-        """Write one line to the log, and to stdout if it is `shown`."""
-        text = self.mask(text.encode("utf-8", "replace")).decode()
-        line = f"{label or self.label:<8} {text}"
+        """Write one line to the log, and to stdout if it is `shown`; a reader who hung up is no error."""
+        line = f"{label or self.label:<8} {self.secrets.sub(b'***', text.encode('utf-8', 'replace')).decode()}"
         with self.turn:
             if self.log:
                 with contextlib.suppress(OSError):  # a full disk must not end what could go on
                     self.log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {line}\n")
-            if shown and not self.quiet:
-                self.show(line)
-
-    def show(self, line: str) -> None:
-        """Print a line; that the reader hung up (EPIPE, EIO) is no error."""
-        self.last = time.monotonic()
-        if len(line) > WIDTH:
-            line = f"{line[:WIDTH]} … ({len(line) - WIDTH} more characters in the log)"
-        if not self.lost:
+            if not shown or self.quiet:
+                return
+            self.last = time.monotonic()
+            if len(line) > WIDTH:
+                line = f"{line[:WIDTH]} … ({len(line) - WIDTH} more characters in the log)"
             try:
                 print(line, flush=True)
-            except OSError:
-                self.lost = True
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter fails to flush at its end
+            except OSError:  # EPIPE, EIO: from now on into nothing, or the interpreter fails to flush at its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
     def open_log(self, path: Path) -> None:
         """There is something to do: show all from now on, and log it to `path` (mode 0600)."""
@@ -477,7 +446,7 @@ class Child:
         held = b""
         while chunk := stream.readline(PIECE):
             self.heard = time.monotonic()
-            held = self.output.mask(held + chunk)
+            held = self.output.secrets.sub(b"***", held + chunk)
             if held.endswith(b"\n") or len(held) >= PIECE:
                 cut = len(held) if held.endswith(b"\n") else len(held) - self.output.longest
                 sink(held[:cut].decode("utf-8", "replace").rstrip("\r\n"))
@@ -576,12 +545,13 @@ class Lock:
     def take(self, wait: float, output: Output) -> dict[str, Any]:
         """Take the lock within `wait` seconds, or Failure; the text that a run which was cut off left in it."""
         self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        until = time.monotonic() + wait
+        until, said = time.monotonic() + wait, -HEARTBEAT
         while not flocked(self.descriptor):
             if time.monotonic() >= until:
                 raise Failure(f"another run holds the lock: {self.holder()}", "wait for it, or use --wait", LOCKED)
-            if time.monotonic() - output.last > HEARTBEAT:
+            if time.monotonic() - said > HEARTBEAT:
                 output.say(f"waiting for the lock: {self.holder()}")
+                said = time.monotonic()
             time.sleep(0.2)
         return self.read()
 
@@ -627,13 +597,14 @@ def flocked(descriptor: int) -> bool:
 
 def started_by() -> str:
     """Who started this run, and from where: `ubuntu, ssh from 192.0.2.7`."""
-    if os.environ.get("SSH_CONNECTION"):
-        place = f"ssh from {os.environ['SSH_CONNECTION'].split()[0]}"
-    elif sys.stdout.isatty():
-        place = "terminal"
-    else:
-        place = "systemd" if os.environ.get("INVOCATION_ID") else "cron or a script"
-    return f"{getpass.getuser()}, {place}"
+    ssh, systemd = os.environ.get("SSH_CONNECTION"), os.environ.get("INVOCATION_ID")
+    place = f"ssh from {ssh.split()[0]}" if ssh else "terminal" if sys.stdout.isatty() else "systemd" if systemd else "cron"
+    return f"{user_name(os.geteuid())}, {place}"
+
+
+def user_name(number: int) -> str:
+    """The name of a user."""
+    return pwd.getpwuid(number).pw_name
 
 
 # --------------------------------------------------------------------------------------- releases and history
@@ -644,14 +615,13 @@ class Workspace:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.releases, self.venvs, self.backups, self.logs = (
-            root / name for name in ("releases", "venvs", "backups", "logs"))
-        self.current, self.previous, self.history_file = (
-            root / name for name in ("current", "previous", "history.jsonl"))
+        self.releases, self.venvs, self.backups, self.logs = self.folders = [
+            root / name for name in ("releases", "venvs", "backups", "logs")]
+        self.current, self.previous, self.history_file = root / "current", root / "previous", root / "history.jsonl"
 
     def make(self) -> None:
         """Make the folders that are not there yet, and have git ignore them all."""
-        for folder in (self.releases, self.venvs, self.backups, self.logs):
+        for folder in self.folders:
             folder.mkdir(parents=True, exist_ok=True)
         (self.root / ".gitignore").write_text("*\n")
 
@@ -725,8 +695,7 @@ def share(source: Path, link: Path, folder: bool) -> None:
         source.mkdir(parents=True, exist_ok=True)
     if not source.exists():
         return
-    if link.is_dir() and not link.is_symlink():
-        shutil.rmtree(link)
+    shutil.rmtree(link, ignore_errors=True)
     link.unlink(missing_ok=True)
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(os.path.relpath(source, link.parent))
@@ -819,24 +788,22 @@ def http_opener(unix: Path | None) -> Any:
     import http.client  # here, because it and ssl take longer to load than all the rest of this file
     import urllib.request
 
-    class Stay(urllib.request.HTTPRedirectHandler):
-        def redirect_request(self, *_: object, **__: object) -> None:
-            return None
-
     class Unix(http.client.HTTPConnection):
         def connect(self) -> None:
             self.sock = socket.socket(socket.AF_UNIX)
             self.sock.settimeout(self.timeout)
             self.sock.connect(str(unix))
 
-    class ThroughUnix(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    class ThroughUnix(urllib.request.HTTPHandler):
         def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
             return self.do_open(Unix, request)
 
-        https_open = http_open  # type: ignore[assignment]
+        https_open, https_request = http_open, urllib.request.HTTPHandler.http_request
 
-    handlers: list[Any] = [urllib.request.ProxyHandler({}), Stay(), *([ThroughUnix()] if unix else [])]
-    return urllib.request.build_opener(*handlers)
+    opener = urllib.request.OpenerDirector()  # with no handler of redirects, proxies or errors
+    for handler in [ThroughUnix()] if unix else [urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()]:
+        opener.add_handler(handler)
+    return opener
 
 
 @dataclass(frozen=True)
@@ -853,15 +820,12 @@ class HealthCheck:
 
     def ask(self, unix: Path | None) -> tuple[bool, str]:
         """Ask once; whether the answer is the expected one, and what was seen."""
-        import urllib.error
         import urllib.request
 
         where = f"{self.url}{' on the private socket' if unix else ''}"
         headers = {"User-Agent": "deploy.py", **self.headers} | ({"Host": self.host} if self.host else {})
         try:
             answer = http_opener(unix).open(urllib.request.Request(self.url, headers=headers), timeout=self.timeout)
-        except urllib.error.HTTPError as error:
-            answer = error
         except Exception as error:  # noqa: BLE001 - whatever is wrong with an answer, the news is the same
             return False, f"no answer from {where} ({getattr(error, 'reason', None) or error})"
         with answer:
@@ -903,7 +867,7 @@ class Site:
         self.settings = read_settings(settings_file)
         self.settings_file, self.settings_text = settings_file.resolve(), settings_file.read_bytes()
         self.checkout, self.output = self.settings_file.parent, output
-        self.workspace = Workspace(self.checkout / self.settings["deploy.workspace"])
+        self.workspace = Workspace((self.checkout / self.settings["deploy.workspace"]).resolve())
         self.lock = Lock(self.workspace.root / "lock")
         self.runner = Runner(output)
         self.git = Git(self.checkout, self.runner, self.base)
@@ -950,13 +914,13 @@ class Site:
 
     def run(
         self, setting: str, release: Path, more: Mapping[str, str] | None = None, quiet: bool = False,
-        stdout: int | None = None,
+        stdout: int | None = None, only: Sequence[str] = (),
     ) -> str:
         """Run the commands of a setting in the project of a release, or of the checkout; what quiet ones wrote."""
         limit = self.settings.get(setting.split(".")[0] + ".timeout", 600.0)
-        return "\n".join(
-            self.runner.run(argv, self.project(release), self.environment(release) | dict(more or {}), limit, quiet, stdout)
-            for argv in self.settings[setting])
+        environment, place = self.environment(release) | dict(more or {}), self.project(release)
+        return "\n".join(self.runner.run(argv, place, environment, limit, quiet, stdout)
+                         for argv in ([only] if only else self.settings[setting]))
 
     def check_owner(self) -> None:
         """Failure unless this is a checkout of the user who runs this."""
@@ -964,9 +928,8 @@ class Site:
             raise Failure(f"{self.checkout} is not a git checkout", "keep the settings file in the checkout", MISTAKE)
         owner = self.checkout.stat().st_uid
         if owner != os.geteuid():
-            name = pwd.getpwuid(owner).pw_name
-            raise Failure(f"{self.checkout} belongs to {name}, and you are {getpass.getuser()}",
-                          f"run it as its owner: sudo -u {name} python3 {SCRIPT}")
+            raise Failure(f"{self.checkout} belongs to {user_name(owner)}, and you are {user_name(os.geteuid())}",
+                          f"run it as its owner: sudo -u {user_name(owner)} python3 {SCRIPT}")
 
     def state(self) -> tuple[int, str]:
         """The exit status that a failure deserves, and what is live, asked for now."""
@@ -1004,18 +967,14 @@ class Candidate:
         environment = self.site.environment(self.release)
         self.child = Child(argv, self.site.project(self.release), environment, self.site.output, [take])
 
-    def accepts(self) -> bool:
-        """Whether it accepts connections; with --preload, it has been imported then."""
-        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
-            probe.connect(str(self.socket))
-            return True
-        return False
-
     def await_boot(self) -> None:
-        """Wait until it has booted; Failure when it ends instead, or takes too long."""
+        """Wait until it accepts connections: with --preload, it has been imported then. Else Failure."""
         limit = self.site.settings["restart.timeout"]
         until = time.monotonic() + limit
-        while not self.accepts():
+        while True:
+            with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+                probe.connect(str(self.socket))
+                return
             if self.child.ended(0.05):
                 raise self.failure("it does not start")
             if time.monotonic() > until:
@@ -1036,8 +995,8 @@ class Candidate:
 
     def failure(self, saw: str) -> Failure:
         """That it was not proven, with its last lines."""
-        return Failure(f"the candidate was not proven: {saw}", "mend it and push", FAILED,
-                       ["the candidate's last lines:", *self.tail] if self.tail else ())
+        return Failure(f"the candidate was not proven: {saw}",
+                       details=["the candidate's last lines:", *self.tail] if self.tail else ())
 
 
 # ------------------------------------------------------------------------------------------------- the steps
@@ -1120,17 +1079,16 @@ class Deployment:
 
     def newer_tool(self) -> bool:
         """Whether the revision brings another deploy.py or settings file; Failure if the new pair does not work."""
-        running = {SCRIPT: SCRIPT_TEXT, self.site.settings_file: self.site.settings_text}
-        new = {path: self.release / os.path.relpath(path, self.site.checkout) for path in running}
-        pair = [str(new[path] if new[path].is_file() else path) for path in running]
-        if [Path(path).read_bytes() for path in pair] == list(running.values()):
+        running = {os.path.relpath(path, self.site.checkout): path for path in (SCRIPT, self.site.settings_file)}
+        if not self.git.changed("HEAD", self.revision) & set(running):
             return False
+        pair = [str(new if (new := self.release / name).is_file() else path) for name, path in running.items()]
         try:  # before the checkout follows: a tool that cannot start could never pull what mends it
             self.site.runner.run([sys.executable, pair[0], "-c", pair[1], "history"], self.release, self.site.base, 60,
                                  quiet=True)
         except CommandFailed as error:
-            raise Failure("the deploy.py or the settings file of this revision does not work", "mend it and push",
-                          MISTAKE, error.details) from None
+            raise Failure("the deploy.py or the settings file of this revision does not work", status=MISTAKE,
+                          details=error.details) from None
         return True
 
     def start_over(self) -> None:
@@ -1195,33 +1153,42 @@ class Deployment:
 
     def migrate(self) -> None:
         """Step 6: if a migration is planned, back the database up and migrate."""
-        planned = self.planned()
+        try:
+            planned = self.planned()
+        except CommandFailed:
+            self.await_boot()  # when it cannot be imported, that is the news
+            raise
         if not planned and self.settings["migrate.plan"]:
             self.output.say("nothing to migrate")
             return
         self.output.say(f"to be applied: {', '.join(planned) or 'unknown, because [migrate] plan is empty'}")
-        if self.candidate:  # what cannot be imported never touches the database
-            self.candidate.await_boot()
+        self.await_boot()  # what cannot be imported never touches the database
         saved = back_up(self.site, self.release.name)
         options = self.site.environment(self.release).get("PGOPTIONS", "")
-        limit = f"-c lock_timeout={self.settings['migrate.lock_timeout'] * 1000:.0f}ms"  # only PostgreSQL reads it
+        options += f" -c lock_timeout={self.settings['migrate.lock_timeout'] * 1000:.0f}ms"  # only PostgreSQL reads it
         try:
-            self.site.run("migrate.command", self.release, {"PGOPTIONS": f"{options} {limit}".strip()})
+            self.site.run("migrate.command", self.release, {"PGOPTIONS": options.strip()})
         except Failure as error:
-            error.what += self.half_migrated(planned) + (f"; the database before them is in {saved}" if saved else "")
+            error.what += f"; migrations applied, which stay: {self.applied(planned)}"
+            error.what += f"; the database before them is in {saved}" if saved else ""
             raise
+
+    def await_boot(self) -> None:
+        """Wait until the candidate, if there is one, has booted; Failure when it does not."""
+        if self.candidate:
+            self.candidate.await_boot()
 
     def planned(self) -> list[str]:
         """The migrations that are to be applied, in their order."""
         return re.findall(r"^(\w+\.\w+)$", self.site.run("migrate.plan", self.release, quiet=True), re.MULTILINE)
 
-    def half_migrated(self, planned: list[str]) -> str:
-        """Which of the planned migrations were applied by a migrate that failed."""
+    def applied(self, planned: Sequence[str]) -> str:
+        """Which of the planned migrations a migrate that failed has applied."""
         try:
             left = self.planned()
         except Failure:
-            return "; it is unknown which migrations were applied"
-        return f"; migrations applied, which stay: {', '.join(e for e in planned if e not in left) or 'none'}"
+            return "unknown"
+        return ", ".join(each for each in planned if each not in left) or "none"
 
     def restart(self) -> None:
         """Step 7: prove the candidate, switch to it, restart gunicorn, and check the health of the site."""
@@ -1243,7 +1210,7 @@ class Deployment:
             return
         good, saw = self.site.health.wait(self.site.health.deadline)
         if not good:
-            raise Failure(f"the site is not healthy: {saw}", "mend it and push")
+            raise Failure(f"the site is not healthy: {saw}")
         places = set(gunicorns(self.site.checkout).values())
         if places and self.site.project(release).resolve() not in places:
             raise Failure(f"gunicorn runs in {', '.join(map(str, places))}, not in {release}",
@@ -1258,25 +1225,30 @@ class Deployment:
         point(self.workspace.current, old)
         if older:
             point(self.workspace.previous, older)
-        for act in (lambda: self.site.run("restart.command", old), lambda: self.check_health(old)):
-            try:
-                act()
-            except Failure as error:
-                self.output.say(error.what)
+        for argv in self.settings["restart.command"]:
+            self.excuse(self.site.run, "restart.command", old, only=argv)
+        self.excuse(self.check_health, old)
+
+    def excuse(self, act: Callable[..., object], *arguments: object, **options: object) -> None:
+        """Act; a failure is said, and no more."""
+        try:
+            act(*arguments, **options)
+        except (Failure, OSError) as error:
+            self.output.say(f"warning: {error}")
 
     # ------------------------------------------------------------------------------------------- around the steps
 
     def run(self, act: Callable[[], None], wait: float) -> None:
         """Do `act` under the lock, after recovery; a failure leaves here as Failure, with all cleaned up."""
         self.site.check_owner()
+        _ = self.site.variables  # a mistake in it is refused before anything is touched
         self.workspace.make()
         left = self.take_lock(wait)
         try:
-            self.output.hide(secrets_in(self.site.variables))
             if not self.resumed:
                 self.recover(left)
             act()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - a deployment goes back whatever happens
             Interrupted.shielded = True
             failure = as_failure(error, self.output)
             self.clean_up(failure)
@@ -1292,6 +1264,9 @@ class Deployment:
             os.set_inheritable(self.lock.descriptor, False)
         else:
             left = self.lock.take(wait, self.output)
+            while (self.workspace.logs / f"{self.started}.log").exists():  # the run before began in this very second
+                time.sleep(0.1)
+                self.started = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
         self.site.runner.inherited = (self.lock.descriptor,)
         self.lock.write(command=self.command, by=started_by(), since=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
                         started=self.started, pid=os.getpid(), step="its start")
@@ -1354,11 +1329,8 @@ class Deployment:
         self.record("live")
         self.replaced = None
         self.output.label = "deploy"
-        try:
-            self.sweep()
-            self.prune()
-        except (Failure, OSError) as error:
-            self.output.say(f"warning: what is past its keep could not be removed: {error}")
+        self.excuse(self.sweep)
+        self.excuse(self.prune)
         took = time.monotonic() - self.began
         self.output.say(f"{self.release.name} is live{' and healthy' if self.site.health else ''}; it took {took:.1f} s")
 
@@ -1420,16 +1392,13 @@ class Deployment:
         """After a failure: end the candidate, go back after a switch, find out what is live, write the history line."""
         if self.candidate:
             self.candidate.child.end()
-        if error.status == MISTAKE and not self.revision:
-            error.live = "nothing was touched"
-            return
         self.open_log()
         if self.replaced:
             self.go_back(*self.replaced)
         found, error.live = self.site.state()
         error.status = max(error.status, found)
-        self.record("interrupted" if isinstance(error, Interrupted) else "failed", error.what)
-        self.sweep()
+        self.excuse(self.record, "interrupted" if isinstance(error, Interrupted) else "failed", error.what)
+        self.excuse(self.sweep)
 
 
 def as_failure(error: BaseException, output: Output) -> Failure:
@@ -1564,7 +1533,7 @@ def problems(site: Site) -> Iterator[tuple[str, str]]:
         yield "; ".join((error.what, *error.details)), error.remedy
     for folder in (site.checkout, site.workspace.root):
         if folder.exists() and not os.access(folder, os.W_OK):
-            yield f"{folder} cannot be written to", f"sudo chown -R {getpass.getuser()} {folder}"
+            yield f"{folder} cannot be written to", f"sudo chown -R {user_name(os.geteuid())} {folder}"
     if shutil.disk_usage(site.checkout).free < 1 << 30:
         yield "less than 1 GiB of disk space is free", "make room, as with docker system prune"
     if not git.ask("ls-remote", settings["pull.remote"], f"refs/heads/{settings['pull.branch']}"):
@@ -1630,7 +1599,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     at = 0
     while at < len(argv) and argv[at].split("=")[0] in ("-c", "--config"):
         at += 1 if "=" in argv[at] else 2
-    if at >= len(argv) or argv[at].startswith("-") and argv[at] not in ("-h", "--help"):
+    if at >= len(argv) or (argv[at].startswith("-") and argv[at] not in ("-h", "--help")):
         argv = [*argv[:at], "deploy", *argv[at:]]  # so that `deploy.py --wait 60` is understood
     return parser.parse_args(argv)
 
@@ -1649,7 +1618,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     output.quiet = False
     for line in error.details:
         output.say(line)
-    output.say("; ".join(filter(None, (f"FAILED: {error.what}", error.live, error.remedy))))
+    live = error.live or ("nothing was touched" if error.status in (LOCKED, MISTAKE) else "")
+    output.say("; ".join(filter(None, (f"FAILED: {error.what}", live, error.remedy))))
     return error.status
 
 

@@ -105,6 +105,7 @@ class Client:
     """Asks a URL without a pause, each time on a new connection, and keeps what it saw."""
 
     url: str
+    by_body: bool = False  # what tells the releases apart: the whole answer, else its header X-Release
     waits: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     releases: list[str] = field(default_factory=list)  # the versions that answered, in the order in which they were first seen
@@ -114,8 +115,8 @@ class Client:
         began = time.monotonic()
         try:
             with urllib.request.urlopen(self.url, timeout=60) as answer:
-                version = answer.headers.get("X-Release", "none")
-                answer.read()
+                body = answer.read().decode()
+                version = body if self.by_body else answer.headers.get("X-Release", "none")
         except OSError as error:
             self.errors.append(f"{type(error).__name__}: {error}")
             time.sleep(0.01)
