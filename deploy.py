@@ -15,8 +15,7 @@ A deployment takes seven steps, then checks the health of the site:
     6 migrate   if a migration is planned: back the database up, then migrate
     7 restart   prove the candidate on a private socket, switch to it, restart gunicorn behind its stand-by
 
-Until the switch nothing that is live is touched, but for the migrations. After it, whatever fails, what was
-live before is made live again.
+Until the switch nothing live is touched but the database; after it, what fails is taken back.
 
 Files: this one and deploy.ini beside it, in the git checkout; all that a deployment makes lies in .deploy/
 there (releases, virtual environments, backups, logs, history.jsonl, lock), which git is told to ignore.
@@ -33,6 +32,7 @@ import difflib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import pwd
@@ -48,11 +48,10 @@ import time
 import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
+from urllib.parse import quote
 
 if sys.version_info < (3, 11):
     sys.exit("deploy.py needs Python 3.11 or later; this is " + sys.version.split()[0])
@@ -69,11 +68,12 @@ OK, FAILED, NEEDS_HUMAN, LOCKED, MISTAKE = 0, 1, 3, 75, 78
 
 # ---------------------------------------------------------------------------------------------------- errors
 
-
 class Failure(Exception):
     """What the user reads as a sentence: what failed, and what to do; `details` are lines printed before it."""
 
-    def __init__(self, what: str, remedy: str = "mend it and push", status: int = FAILED, details: Sequence[str] = ()) -> None:
+    def __init__(
+        self, what: str, remedy: str = "mend it and push", status: int = FAILED, details: Sequence[str] = ()
+    ) -> None:
         super().__init__(what)
         self.what, self.remedy, self.status, self.details = what, remedy, status, tuple(details)
         self.live = ""  # what is live now, found out when it is handled
@@ -143,6 +143,7 @@ def step_order(text: str) -> tuple[str, ...]:
     return steps
 
 
+below = matching(r"(?!/|\.?/*$)(?!(.*/)?\.\.(/|$)).+", "a path below the checkout")
 inside = matching(r"(?!/)(?!(.*/)?\.\.(/|$)).+", "a path inside the checkout")
 seconds = matching(r"\d*[1-9]\d*(\.\d+)?|\d+\.\d*[1-9]\d*", "a number of seconds, as in 30 or 2.5", float)
 count = matching(r"\d+", "a whole number", int)
@@ -154,7 +155,7 @@ header = matching(r"[\w-]+:.*", "a header, as in X-Forwarded-Proto: https", lamb
 
 def shared_paths(text: str) -> tuple[str, ...]:
     """Paths inside the checkout, one a word."""
-    return tuple(inside(word) for word in text.split())
+    return tuple(below(word) for word in text.split())
 
 
 def header_lines(text: str) -> dict[str, str]:
@@ -166,11 +167,11 @@ def header_lines(text: str) -> dict[str, str]:
 # Every setting with its kind and its default, as deploy.ini shows them in the same order.
 OPTIONS: tuple[tuple[str, str, Kind, str], ...] = (
     ("deploy", "steps", step_order, " ".join(STEP_NAMES)),
-    ("deploy", "workspace", inside, ".deploy"),
+    ("deploy", "workspace", below, ".deploy"),
     ("deploy", "project", inside, "."),
     ("deploy", "shared", shared_paths, ".env logs/ media/"),
     ("deploy", "keep_releases", number, "5"),
-    ("env", "file", inside, ".env"),
+    ("env", "file", below, ".env"),
     ("pull", "remote", str, "origin"),
     ("pull", "branch", str, "main"),
     ("pull", "timeout", seconds, "120"),
@@ -223,19 +224,20 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise Failure(f"the settings cannot be read: {error}", "name their file with -c", MISTAKE) from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise Failure(f"{path} cannot be read: {reason}", "name the settings file with -c", MISTAKE) from None
     settings = {f"{section}.{key}": kind(default) for section, key, kind, default in OPTIONS}
     given: dict[str, tuple[int, list[str]]] = {}
     mistakes: list[tuple[int, str]] = []
-    section, value = "", [""]  # the value is what an indented line continues
+    section, value = "", None  # the value that an indented line continues
     # not configparser, which keeps no line numbers and stops at the first mistake
     for at, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip()[0] in "#;":
             continue
-        if line[0].isspace():
+        if line[0].isspace() and value is not None:
             value.append(line.strip())
         elif header := re.fullmatch(r"\[([^]]*)\]\s*", line):
-            section = header[1]
+            section, value = header[1], None
             if section not in SECTIONS:
                 mistakes.append((at, f"[{section}] is not a section{nearest(section, SECTIONS)}"))
         elif entry := re.fullmatch(r"([^\s=:]+)\s*[=:]\s*(.*)", line):
@@ -244,8 +246,9 @@ def read_settings(path: Path) -> dict[str, Any]:
                 mistakes.append((at, f"[{section}] {entry[1]} is set twice"))
             elif name in KINDS:
                 given[name] = at, value
-            elif section in SECTIONS:
-                mistakes.append((at, f"[{section}] {entry[1]} is not a key{nearest(entry[1], SECTIONS[section])}"))
+            elif section in SECTIONS or not section:
+                close = nearest(entry[1], SECTIONS.get(section, ()))
+                mistakes.append((at, f"[{section}] {entry[1]} is not a key{close}"))
         else:
             mistakes.append((at, "neither a [section] nor a key = value"))
     for name, (at, parts) in given.items():
@@ -254,14 +257,35 @@ def read_settings(path: Path) -> dict[str, Any]:
         except ValueError as error:
             mistakes.append((at, f"[{name.replace('.', '] ')} {error}"))
     if mistakes:
-        details = [f"{path}, line {at}: {what}" for at, what in sorted(mistakes)]
-        raise Failure(f"{path} has {plural(len(details), 'mistake')}", "mend the lines named above", MISTAKE, details)
+        raise mistaken(path, mistakes)
     return settings
+
+
+def mistaken(path: Path, mistakes: Iterable[tuple[int, str]]) -> Failure:
+    """All mistakes of a file, each with its line, as one Failure."""
+    details = [f"{path}, line {at}: {what}" for at, what in sorted(mistakes)]
+    return Failure(f"{path} has {plural(len(details), 'mistake')}", "mend the lines named above", MISTAKE, details)
 
 
 # ------------------------------------------------------------------------------------------------------ .env
 
-NOT_PRINTABLE = re.compile("[\x00-\x1f\x7f\ufdd0-\ufdef\ufffe\uffff]")
+NONCHARACTERS = "".join(chr(plane + last) for plane in range(0, 0x110000, 0x10000) for last in (0xFFFE, 0xFFFF))
+# What systemd and Compose read differently, or nobody could mean, with the way to write it; in the order of asking.
+REFUSED_LINES = (
+    (r"\ufeff.*", "begins with a byte order mark: save the file as UTF-8 without one"),
+    (r".*\r", "ends as Windows ends lines: sed -i 's/\\r$//' on the file mends all of them"),
+    (r"#.*\\", "a comment that ends with \\ hides the next line from systemd: remove the \\"),
+    (r"(?!#|[A-Za-z_]\w*=| *$).*", "is not NAME=value: no space before the name or around =, no export, no colon"),
+    (rf".*[\x00-\x1f\x7f\ufdd0-\ufdef{NONCHARACTERS}].*", "holds a control character: a value is one line of text"),
+)
+REFUSED_VALUES = (
+    (r"'(?![^']*'$).*|\"(?![^\"]*\"$).*", "must end with the quote that it begins with, and hold no other {quote}"),
+    (r"(?!').*[$\\].*", "holds $ or \\, which its readers read differently: write {name}='…'"),
+    (r".*\\'?", "ends with \\, which its readers read differently: no way of writing it is safe"),
+    (r"(?!['\"]).*['\"].*|#.*|(?!['\"]).*\s#.*",
+     "holds a quote or a #: write {name}='…', or {name}=\"…\" when it holds a '"),
+    (r"\s.*|.*\s", "begins or ends with a space: remove it, or write {name}='…'"),
+)
 SECRET_NAMES = re.compile(r"SECRET|PASS|PWD|TOKEN|KEY|CREDENTIAL|PRIVATE|SALT|DSN|HOOK|AUTH", re.IGNORECASE)
 NOT_SECRET = {"true", "false", "yes", "no", "on", "off", "none", "0", "1"}
 
@@ -284,51 +308,26 @@ def read_env(path: Path) -> dict[str, str]:
         try:
             read_assignment(line, values)
         except ValueError as error:
-            mistakes.append(f"{path}, line {at}: {error}")
+            mistakes.append((at, str(error)))
     if mistakes:
-        raise Failure(f"{path} has {plural(len(mistakes), 'mistake')}", "mend the lines named above", MISTAKE, mistakes)
+        raise mistaken(path, mistakes)
     return values
 
 
 def read_assignment(line: str, values: dict[str, str]) -> None:
     """Add the variable of one line of `.env` to `values`; ValueError says how to write it, never its value."""
-    if line.startswith("\ufeff"):
-        raise ValueError("begins with a byte order mark: save the file as UTF-8 without one")
-    if line.endswith("\r"):
-        raise ValueError("ends as Windows ends lines: sed -i 's/\\r$//' on the file mends all of them")
-    if line.startswith("#") and line.endswith("\\"):
-        raise ValueError("a comment that ends with \\ hides the next line from systemd: remove the \\")
-    if not line.strip(" ") or line.startswith("#"):
+    for pattern, advice in REFUSED_LINES:
+        if re.fullmatch(pattern, line, re.ASCII | re.DOTALL):
+            raise ValueError(advice)
+    name, assigned, raw = line.partition("=")
+    if line.startswith("#") or not assigned:
         return
-    assignment = re.match(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", line, re.DOTALL)
-    if not assignment:
-        raise ValueError("is not NAME=value: no space before the name or around =, no export, no colon")
-    name, value = assignment.groups()
     if name in values:
         raise ValueError(f"{name} is set a second time: remove one of the two lines")
-    values[name] = ""  # known, even if its value is refused
-    try:
-        values[name] = read_value(value)
-    except ValueError as error:
-        raise ValueError(f"{name} {error}".replace("NAME", name)) from None
-
-
-def read_value(raw: str) -> str:
-    """What systemd and Compose both read in what stands after NAME=; ValueError says how to write it."""
-    if NOT_PRINTABLE.search(raw):
-        raise ValueError("holds a control character: a value is one line of text")
-    quote, value = (raw[0], raw[1:-1]) if raw[:1] in ("'", '"') else ("", raw)
-    if quote and (len(raw) < 2 or raw[-1] != quote or quote in value):
-        raise ValueError(f"must end with the quote with which it begins, and hold no other {quote}")
-    if quote != "'" and re.search(r"[$\\]", value):
-        raise ValueError("holds $ or \\, which its readers read differently: write NAME='…'")
-    if value.endswith("\\"):
-        raise ValueError("ends with \\, which its readers read differently: no way of writing it is safe")
-    if not quote and re.search(r"['\"]|^#| #|\t#", value):
-        raise ValueError("holds a quote or a #: write NAME='…' (or NAME=\"…\" when it holds a ')")
-    if not quote and value != value.strip():
-        raise ValueError("begins or ends with a space: remove it, or write NAME='…'")
-    return value
+    values[name] = raw[1:-1] if raw[:1] in ("'", '"') else raw
+    for pattern, advice in REFUSED_VALUES:
+        if re.fullmatch(pattern, raw, re.DOTALL):
+            raise ValueError(f"{name} {advice.format(name=name, quote=raw[0])}")
 
 
 def secrets_in(variables: Mapping[str, str]) -> set[str]:
@@ -344,25 +343,25 @@ def secrets_in(variables: Mapping[str, str]) -> set[str]:
 
 def mask_pattern(secrets: Iterable[str]) -> re.Pattern[bytes]:
     """What finds the secrets in any output, also as Python, JSON or a URL would quote them."""
-    forms = set()
-    for secret in secrets:
-        quoted = "".join(c if (c.isalnum() and c.isascii()) or c in "-._~" else "".join(
-            f"%{byte:02X}" for byte in c.encode()) for c in secret)
-        forms |= {secret, repr(secret)[1:-1], json.dumps(secret)[1:-1], quoted}
-    alternatives = []
-    for form in sorted(forms, key=len, reverse=True):
-        pattern = re.escape(form.encode("utf-8", "replace"))
-        # a short one could be any word's part: only where it stands alone
-        alternatives.append(pattern if len(form) > 8 else rb"(?<!\w)" + pattern + rb"(?!\w)")
-    return re.compile(b"|".join(alternatives) or rb"(?!)")
+    forms = {form for secret in secrets
+             for form in (secret, repr(secret)[1:-1], repr(secret.encode())[2:-1], json.dumps(secret)[1:-1],
+                          quote(secret, safe=""))}
+    alone = rb"(?<!\w)%s(?!\w)"  # a short one could be a part of any word
+    patterns = [(b"%s" if len(form) > 8 else alone) % re.escape(form.encode("utf-8", "replace"))
+                for form in sorted(forms, key=len, reverse=True)]
+    return re.compile(b"|".join(patterns) or rb"(?!)")
 
 
 # -------------------------------------------------------------------------------------------- output and log
 
-
 def plural(count: int, noun: str) -> str:
     """`1 mistake`, `2 mistakes`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def clock(form: str = "%Y-%m-%d %H:%M:%S UTC") -> str:
+    """The time now, in UTC."""
+    return time.strftime(form, time.gmtime())
 
 
 class Output:
@@ -388,7 +387,7 @@ class Output:
         with self.turn:
             if self.log:
                 with contextlib.suppress(OSError):  # a full disk must not end what could go on
-                    self.log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {line}\n")
+                    self.log.write(f"{clock()} {line}\n")
             if not shown or self.quiet:
                 return
             self.last = time.monotonic()
@@ -445,12 +444,14 @@ class Child:
         """Hand over line after line; a very long one in pieces, none of which ends inside a secret."""
         held = b""
         while chunk := stream.readline(PIECE):
-            self.heard = time.monotonic()
-            held = self.output.secrets.sub(b"***", held + chunk)
-            if held.endswith(b"\n") or len(held) >= PIECE:
-                cut = len(held) if held.endswith(b"\n") else len(held) - self.output.longest
-                sink(held[:cut].decode("utf-8", "replace").rstrip("\r\n"))
-                held = held[cut:]
+            self.heard, held, cut = time.monotonic(), held + chunk, len(held + chunk)
+            if not chunk.endswith(b"\n"):
+                if cut < PIECE:
+                    continue
+                held = self.output.secrets.sub(b"***", held)
+                cut = len(held) - self.output.longest
+            sink(held[:cut].decode("utf-8", "replace").rstrip("\r\n"))
+            held = held[cut:]
         if held:
             sink(held.decode("utf-8", "replace"))
 
@@ -465,23 +466,16 @@ class Child:
             self.process.wait(max(until - time.monotonic(), 0.01))
         return self.process.returncode is not None
 
-    def signal(self, number: int) -> bool:
-        """Send a signal to the whole process group; whether anyone is left in it."""
-        try:
-            os.killpg(self.process.pid, number)
-        except (ProcessLookupError, PermissionError):  # gone, or another user's, as with sudo
-            return self.process.poll() is None
-        return True
-
     def end(self) -> None:
         """End the whole process group: SIGTERM, and SIGKILL for what is left of it after the grace."""
-        self.signal(signal.SIGTERM)
-        until = time.monotonic() + GRACE
-        while self.process.poll() is None or self.signal(0):
-            if time.monotonic() > until:
-                self.signal(signal.SIGKILL)
-                break
-            time.sleep(0.02)
+        until, group = time.monotonic() + GRACE, self.process.pid
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody is left, or only another user's
+            os.killpg(group, signal.SIGTERM)
+            while time.monotonic() < until:
+                self.process.poll()
+                os.killpg(group, 0)
+                time.sleep(0.02)
+            os.killpg(group, signal.SIGKILL)
 
 
 class Runner:
@@ -499,16 +493,15 @@ class Runner:
         lines: list[str] = []
         tail: deque[str] = deque(maxlen=TAIL)
 
-        def take(line: str) -> None:
+        def take(line: str, into: list[str] | None = None) -> None:
             tail.append(line)
             self.output.say(f"| {line}", shown=not quiet)
-
-        def keep(line: str) -> None:
-            lines.append(line)
-            take(line)
+            if into is not None:
+                into.append(line)
 
         self.output.say(f"$ {shlex.join(argv)}", shown=not quiet)
-        child = Child(argv, folder, environment, self.output, [keep, take] if quiet else [take], stdout, self.inherited)
+        sinks = [lambda line: take(line, lines), take] if quiet else [take]
+        child = Child(argv, folder, environment, self.output, sinks, stdout, self.inherited)
         try:
             ended = self.wait(child, argv, timeout)
         except BaseException:
@@ -534,7 +527,6 @@ class Runner:
 
 # ------------------------------------------------------------------------------------------------------ lock
 
-
 class Lock:
     """A flock, free as soon as its holder and the holder's commands are gone; its text (JSON) says who holds it."""
 
@@ -545,14 +537,15 @@ class Lock:
     def take(self, wait: float, output: Output) -> dict[str, Any]:
         """Take the lock within `wait` seconds, or Failure; the text that a run which was cut off left in it."""
         self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        until, said = time.monotonic() + wait, -HEARTBEAT
+        # a moment at least: whoever asks for the holder tries the lock, too
+        until, said = time.monotonic() + max(wait, 0.3), -HEARTBEAT
         while not flocked(self.descriptor):
             if time.monotonic() >= until:
                 raise Failure(f"another run holds the lock: {self.holder()}", "wait for it, or use --wait", LOCKED)
-            if time.monotonic() - said > HEARTBEAT:
+            if wait and time.monotonic() - said > HEARTBEAT:
                 output.say(f"waiting for the lock: {self.holder()}")
                 said = time.monotonic()
-            time.sleep(0.2)
+            time.sleep(0.1)
         return self.read()
 
     def read(self) -> dict[str, Any]:
@@ -597,8 +590,9 @@ def flocked(descriptor: int) -> bool:
 
 def started_by() -> str:
     """Who started this run, and from where: `ubuntu, ssh from 192.0.2.7`."""
-    ssh, systemd = os.environ.get("SSH_CONNECTION"), os.environ.get("INVOCATION_ID")
-    place = f"ssh from {ssh.split()[0]}" if ssh else "terminal" if sys.stdout.isatty() else "systemd" if systemd else "cron"
+    ssh = os.environ.get("SSH_CONNECTION")
+    place = "systemd" if "INVOCATION_ID" in os.environ else "cron"
+    place = f"ssh from {ssh.split()[0]}" if ssh else "terminal" if sys.stdout.isatty() else place
     return f"{user_name(os.geteuid())}, {place}"
 
 
@@ -608,7 +602,6 @@ def user_name(number: int) -> str:
 
 
 # --------------------------------------------------------------------------------------- releases and history
-
 
 class Workspace:
     """The folder `.deploy/` of a checkout: the releases, which of them is live, and the history."""
@@ -714,7 +707,6 @@ def gunicorns(folder: Path) -> dict[int, Path]:
 
 # ------------------------------------------------------------------------------------------------------- git
 
-
 class Git:
     """The checkout's git; a call raises CommandFailed when git itself fails."""
 
@@ -737,6 +729,10 @@ class Git:
         """The full hash of the first of these that names a commit, or nothing."""
         found = (self.ask("rev-parse", "--quiet", "--verify", f"{name}^{{commit}}") for name in names)
         return next(filter(None, found), "")
+
+    def subject(self, revision: str) -> str:
+        """The first line of a commit's message, or nothing."""
+        return (revision and self.ask("log", "-1", "--format=%s", revision)) or ""
 
     def changed(self, *arguments: str) -> set[str]:
         """The paths that `git diff` names."""
@@ -765,6 +761,8 @@ class Git:
                           f"when none runs: rm {self.index_lock()}")
         changed, added = self.changed("HEAD", revision), self.changed("--diff-filter=A", "HEAD", revision)
         in_the_way = changed & self.changed("HEAD") | {each for each in added if os.path.lexists(place / each)}
+        in_the_way |= {str(folder) for each in added for folder in Path(each).parents
+                       if (place / folder).exists() and not (place / folder).is_dir()} - changed
         if in_the_way:
             raise Failure(f"changes in {place} stand in the way: {', '.join(sorted(in_the_way))}",
                           "commit and push them, or put them away: git stash --include-untracked")
@@ -781,7 +779,6 @@ class Git:
 
 
 # ---------------------------------------------------------------------------------------------- health check
-
 
 def http_opener(unix: Path | None) -> Any:
     """A urllib opener that follows no redirect and asks no proxy, through the `unix` socket if there is one."""
@@ -806,8 +803,7 @@ def http_opener(unix: Path | None) -> Any:
     return opener
 
 
-@dataclass(frozen=True)
-class HealthCheck:
+class HealthCheck(NamedTuple):
     """What a healthy site answers to which question: the settings of [health]."""
 
     url: str
@@ -825,15 +821,16 @@ class HealthCheck:
         where = f"{self.url}{' on the private socket' if unix else ''}"
         headers = {"User-Agent": "deploy.py", **self.headers} | ({"Host": self.host} if self.host else {})
         try:
-            answer = http_opener(unix).open(urllib.request.Request(self.url, headers=headers), timeout=self.timeout)
+            request = urllib.request.Request(self.url, headers=headers)
+            with http_opener(unix).open(request, timeout=self.timeout) as answer:
+                saw = f"{answer.status} {answer.reason} for {where}"
+                body = answer.read(1 << 20) if self.contains else b""
         except Exception as error:  # noqa: BLE001 - whatever is wrong with an answer, the news is the same
             return False, f"no answer from {where} ({getattr(error, 'reason', None) or error})"
-        with answer:
-            saw = f"{answer.status} {answer.reason} for {where}"
-            if answer.status != self.expect:
-                return False, f"{saw}, expected {self.expect}"
-            if self.contains and self.contains.encode() not in answer.read(1 << 20):
-                return False, f"{saw}, but without the text {self.contains!r}"
+        if answer.status != self.expect:
+            return False, f"{saw}, expected {self.expect}"
+        if self.contains.encode() not in body:
+            return False, f"{saw}, but without the text {self.contains!r}"
         return True, saw
 
     def wait(
@@ -922,6 +919,18 @@ class Site:
         return "\n".join(self.runner.run(argv, place, environment, limit, quiet, stdout)
                          for argv in ([only] if only else self.settings[setting]))
 
+    def find_python(self, lock: bytes) -> Path:
+        """The real path of the Python that the settings or Pipfile.lock ask for."""
+        try:
+            requires = json.loads(lock)["_meta"].get("requires", {})
+        except (ValueError, KeyError, TypeError):
+            raise Failure("Pipfile.lock is not a lock file", "run pipenv lock, commit Pipfile.lock and push") from None
+        name = self.settings["install.python"] or f"python{requires.get('python_version', '3')}"
+        path = shutil.which(name, path=self.base["PATH"])
+        if not path:
+            raise Failure(f"{name} is not on this server", f"sudo apt-get install {name}, or mend [install] python")
+        return Path(path).resolve()
+
     def check_owner(self) -> None:
         """Failure unless this is a checkout of the user who runs this."""
         if not (self.checkout / ".git").exists():
@@ -946,7 +955,6 @@ class Site:
 
 # ------------------------------------------------------------------------------------------------- candidate
 
-
 class Candidate:
     """A release's own gunicorn on a private socket, which must answer the health check before any user sees it."""
 
@@ -966,6 +974,7 @@ class Candidate:
         argv = [word.replace("{socket}", str(self.socket)) for word in self.site.settings["restart.candidate"][0]]
         environment = self.site.environment(self.release)
         self.child = Child(argv, self.site.project(self.release), environment, self.site.output, [take])
+        self.site.lock.write(candidate=self.child.process.pid)
 
     def await_boot(self) -> None:
         """Wait until it accepts connections: with --preload, it has been imported then. Else Failure."""
@@ -1001,24 +1010,20 @@ class Candidate:
 
 # ------------------------------------------------------------------------------------------------- the steps
 
-
 class Deployment:
     """One run under the lock that may change what is live: a deployment or a rollback."""
 
-    def __init__(self, site: Site, command: str, revision: str = "") -> None:
-        self.site, self.command, self.asked = site, command, revision
+    def __init__(self, site: Site, command: str, options: argparse.Namespace) -> None:
+        self.site, self.command, self.options = site, command, options
+        self.asked: str = options.revision if command == "deploy" else ""
         self.settings, self.workspace, self.output = site.settings, site.workspace, site.output
         self.git, self.lock = site.git, site.lock
         self.resumed = os.environ.get("DEPLOY_RESUME", "")  # the lock and start of the version that this one replaces
-        self.began, self.started = time.monotonic(), self.resumed[-16:] or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        self.began, self.started = time.monotonic(), self.resumed[-16:] or clock("%Y%m%dT%H%M%SZ")
         self.release, self.revision = site.checkout, ""  # until there is a candidate
         self.seconds: dict[str, float] = {}
         self.candidate: Candidate | None = None
         self.replaced: tuple[Path | None, Path | None] | None = None  # current and previous before the switch
-
-    def env(self) -> None:
-        """Step 1: `.env`, which was read strictly before anything else."""
-        self.output.say(f"{plural(len(self.site.variables), 'variable')} in {self.settings['env.file']}")
 
     def pull(self) -> None:
         """Step 2: fetch, fast-forward the checkout, and check the revision out into a folder of its own."""
@@ -1027,7 +1032,7 @@ class Deployment:
         if not self.asked:
             self.git.check_fast_forward(branch, f"{remote}/{branch}", self.revision)
         self.add_release()
-        self.output.say(f"{self.asked or branch} is {self.revision[:7]}: {self.subject()}")
+        self.output.say(f"{self.asked or branch} is {self.revision[:7]}: {self.git.subject(self.revision)}")
         if not self.asked:
             newer = self.newer_tool()
             self.lock.write(target=self.revision)
@@ -1038,19 +1043,20 @@ class Deployment:
 
     def fetch(self, remote: str, branch: str) -> str:
         """Fetch the branch, or everything when a revision was asked for; the full hash of the revision."""
-        if remote not in self.git("remote").split():
-            raise Failure(f"the checkout has no remote {remote}", f"git remote add {remote} URL, or mend [pull] remote")
-        what, limit = [] if self.asked else [branch], self.settings["pull.timeout"]
+        what, limit = ["--tags", "--force"] if self.asked else [branch], self.settings["pull.timeout"]
         try:
             self.repeat("pull", lambda: self.git("fetch", "--quiet", remote, *what, timeout=limit))
         except CommandFailed as error:
+            if remote not in self.git("remote").split():
+                raise Failure(f"the checkout has no remote {remote}", f"git remote add {remote} URL") from None
             if self.git.ask("ls-remote", "--quiet", remote) is None:
                 raise Failure(f"the remote {remote} cannot be reached, or refuses this server's key",
                               f"try: git ls-remote {remote}", FAILED, error.details) from None
-            if what and not self.git.ask("ls-remote", remote, f"refs/heads/{branch}"):
+            if not self.asked and not self.git.ask("ls-remote", remote, f"refs/heads/{branch}"):
                 raise Failure(f"the remote {remote} has no branch {branch}", "mend [pull] branch") from None
             raise
-        found = self.git.commit(*([f"refs/remotes/{remote}/{self.asked}", self.asked] if self.asked else ["FETCH_HEAD"]))
+        names = [f"refs/remotes/{remote}/{self.asked}", self.asked] if self.asked else ["FETCH_HEAD"]
+        found = self.git.commit(*names)
         if not found:
             raise Failure(f"there is no revision {self.asked}", "name a branch, a tag or a commit that was pushed")
         return found
@@ -1080,9 +1086,10 @@ class Deployment:
     def newer_tool(self) -> bool:
         """Whether the revision brings another deploy.py or settings file; Failure if the new pair does not work."""
         running = {os.path.relpath(path, self.site.checkout): path for path in (SCRIPT, self.site.settings_file)}
-        if not self.git.changed("HEAD", self.revision) & set(running):
+        changed = self.git.changed("HEAD", self.revision) & set(running)
+        if not changed:
             return False
-        pair = [str(new if (new := self.release / name).is_file() else path) for name, path in running.items()]
+        pair = [str(self.release / name if name in changed else path) for name, path in running.items()]
         try:  # before the checkout follows: a tool that cannot start could never pull what mends it
             self.site.runner.run([sys.executable, pair[0], "-c", pair[1], "history"], self.release, self.site.base, 60,
                                  quiet=True)
@@ -1105,7 +1112,7 @@ class Deployment:
         if not (project / "Pipfile.lock").is_file():
             raise Failure("this revision has no Pipfile.lock", "run pipenv lock, commit Pipfile.lock and push")
         lock = (project / "Pipfile.lock").read_bytes()
-        python = self.find_python(lock)
+        python = self.site.find_python(lock)
         digest = hashlib.sha256(repr((lock, python, self.settings["install.command"])).encode()).hexdigest()[:12]
         venv = self.workspace.venvs / f"{python.name}-{digest}"
         if (venv / ".complete").exists():
@@ -1131,38 +1138,15 @@ class Deployment:
                               "run pipenv lock, commit Pipfile.lock and push", FAILED, error.details) from None
             raise
 
-    def find_python(self, lock: bytes) -> Path:
-        """The Python that the settings or Pipfile.lock ask for; its real path, so that another one counts as changed."""
-        try:
-            requires = json.loads(lock)["_meta"].get("requires", {})
-        except (ValueError, KeyError, TypeError):
-            raise Failure("Pipfile.lock is not a lock file", "run pipenv lock, commit Pipfile.lock and push") from None
-        name = self.settings["install.python"] or f"python{requires.get('python_version', '3')}"
-        path = shutil.which(name, path=self.site.base["PATH"])
-        if not path:
-            raise Failure(f"{name} is not on this server", f"sudo apt-get install {name}, or mend [install] python")
-        return Path(path).resolve()
-
-    def services(self) -> None:
-        """Step 4: the services of docker-compose.yml, in the checkout, whose name is the Compose project's."""
-        self.site.run("services.command", self.site.checkout)
-
-    def static(self) -> None:
-        """Step 5: the static files, collected into the candidate's own folder."""
-        self.site.run("static.command", self.release)
-
     def migrate(self) -> None:
         """Step 6: if a migration is planned, back the database up and migrate."""
-        try:
-            planned = self.planned()
-        except CommandFailed:
-            self.await_boot()  # when it cannot be imported, that is the news
-            raise
+        planned = self.planned()
         if not planned and self.settings["migrate.plan"]:
             self.output.say("nothing to migrate")
             return
         self.output.say(f"to be applied: {', '.join(planned) or 'unknown, because [migrate] plan is empty'}")
-        self.await_boot()  # what cannot be imported never touches the database
+        if self.candidate:  # what cannot be imported never touches the database
+            self.candidate.await_boot()
         saved = back_up(self.site, self.release.name)
         options = self.site.environment(self.release).get("PGOPTIONS", "")
         options += f" -c lock_timeout={self.settings['migrate.lock_timeout'] * 1000:.0f}ms"  # only PostgreSQL reads it
@@ -1172,11 +1156,6 @@ class Deployment:
             error.what += f"; migrations applied, which stay: {self.applied(planned)}"
             error.what += f"; the database before them is in {saved}" if saved else ""
             raise
-
-    def await_boot(self) -> None:
-        """Wait until the candidate, if there is one, has booted; Failure when it does not."""
-        if self.candidate:
-            self.candidate.await_boot()
 
     def planned(self) -> list[str]:
         """The migrations that are to be applied, in their order."""
@@ -1225,6 +1204,8 @@ class Deployment:
         point(self.workspace.current, old)
         if older:
             point(self.workspace.previous, older)
+        else:
+            self.workspace.previous.unlink(missing_ok=True)
         for argv in self.settings["restart.command"]:
             self.excuse(self.site.run, "restart.command", old, only=argv)
         self.excuse(self.check_health, old)
@@ -1238,16 +1219,16 @@ class Deployment:
 
     # ------------------------------------------------------------------------------------------- around the steps
 
-    def run(self, act: Callable[[], None], wait: float) -> None:
-        """Do `act` under the lock, after recovery; a failure leaves here as Failure, with all cleaned up."""
+    def run(self) -> int:
+        """Do it under the lock, after recovery; a failure leaves here as Failure, with all cleaned up."""
         self.site.check_owner()
         _ = self.site.variables  # a mistake in it is refused before anything is touched
         self.workspace.make()
-        left = self.take_lock(wait)
+        left = self.take_lock()
         try:
             if not self.resumed:
                 self.recover(left)
-            act()
+            self.deploy() if self.command == "deploy" else self.rollback(self.options.release)
         except BaseException as error:  # noqa: BLE001 - a deployment goes back whatever happens
             Interrupted.shielded = True
             failure = as_failure(error, self.output)
@@ -1255,21 +1236,23 @@ class Deployment:
             raise failure from None
         finally:
             self.lock.release()
+        return OK
 
-    def take_lock(self, wait: float) -> dict[str, Any]:
+    def take_lock(self) -> dict[str, Any]:
         """Take the lock, or that of the version which this one replaces, and say in it who holds it; what was in it."""
         left = {}
         if self.resumed:
             self.lock.descriptor = int(self.resumed.split()[0])
             os.set_inheritable(self.lock.descriptor, False)
         else:
-            left = self.lock.take(wait, self.output)
+            left = self.lock.take(self.options.wait, self.output)
             while (self.workspace.logs / f"{self.started}.log").exists():  # the run before began in this very second
                 time.sleep(0.1)
-                self.started = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+                self.started = clock("%Y%m%dT%H%M%SZ")
         self.site.runner.inherited = (self.lock.descriptor,)
-        self.lock.write(command=self.command, by=started_by(), since=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
-                        started=self.started, pid=os.getpid(), step="its start")
+        unfinished = {key: left.get(key) for key in ("target", "candidate")}  # should this run be cut off, too
+        self.lock.write(command=self.command, by=started_by(), since=clock(), started=self.started, pid=os.getpid(),
+                        step="its start", **unfinished)
         return left
 
     def recover(self, left: Mapping[str, Any]) -> None:
@@ -1279,8 +1262,11 @@ class Deployment:
             self.output.say(f"found: a {left.get('command')} by {left.get('by')} was cut off at {left.get('step')}")
             fields = ("release", "revision", "command", "by", "started")
             self.record("cut off", **{key: left.get(key, "") for key in fields})
+        if left.get("candidate") in gunicorns(self.workspace.releases):
+            os.killpg(left["candidate"], signal.SIGKILL)  # SIGTERM would have it remove the next one's socket
         if left.get("target"):
             self.git.undo_fast_forward(left["target"])
+            self.lock.write(target="")
             self.output.say("undid the fast-forward of the checkout, which was cut off")
         live, lines = self.workspace.live(), self.workspace.went_live()
         proven = self.workspace.releases / lines[-1]["release"] if lines else None
@@ -1290,9 +1276,9 @@ class Deployment:
             self.go_back(proven, self.workspace.earlier(proven))
         self.sweep()
 
-    def deploy(self, if_changed: bool) -> None:
-        """Take all steps; with `if_changed` only when the branch, `.env` or the settings are not those of last time."""
-        if if_changed and not self.resumed:
+    def deploy(self) -> None:
+        """Take all steps; with --if-changed only when the branch, `.env` or the settings are not those of last time."""
+        if self.options.if_changed and not self.resumed:
             self.output.quiet = True
             self.revision = self.fetch(self.settings["pull.remote"], self.settings["pull.branch"])
             last = [entry["inputs"] for entry in self.workspace.history() if entry.get("inputs")]
@@ -1329,10 +1315,9 @@ class Deployment:
         self.record("live")
         self.replaced = None
         self.output.label = "deploy"
-        self.excuse(self.sweep)
-        self.excuse(self.prune)
-        took = time.monotonic() - self.began
-        self.output.say(f"{self.release.name} is live{' and healthy' if self.site.health else ''}; it took {took:.1f} s")
+        self.excuse(self.sweep, all_of_it=True)
+        healthy, took = " and healthy" if self.site.health else "", time.monotonic() - self.began
+        self.output.say(f"{self.release.name} is live{healthy}; it took {took:.1f} s")
 
     def perform(self, step: str) -> None:
         """Take one step, with its hooks, and say how long it took."""
@@ -1345,7 +1330,12 @@ class Deployment:
         if step in ("static", "migrate", "restart") and self.settings["restart.candidate"] and not self.candidate:
             self.candidate = Candidate(self.site, self.release)  # it boots while these steps run
         self.site.run(f"{step}.before", self.release)
-        getattr(self, step)()
+        if step == "env":
+            self.output.say(f"{plural(len(self.site.variables), 'variable')} in {self.settings['env.file']}")
+        elif step in ("services", "static"):  # Compose takes the name of its project from the checkout's
+            self.site.run(f"{step}.command", self.release if step == "static" else self.site.checkout)
+        else:
+            getattr(self, step)()
         self.site.run(f"{step}.after", self.release)
         self.seconds[step] = round(time.monotonic() - began, 3)
         self.output.say(f"done in {self.seconds[step]:.1f} s")
@@ -1354,39 +1344,32 @@ class Deployment:
         """There is something to do: show and log all from now on."""
         self.output.open_log(self.workspace.logs / f"{self.started}.log")
 
-    def subject(self) -> str:
-        """The first line of the revision's message."""
-        return self.git.ask("log", "-1", "--format=%s", self.revision) or "" if self.revision else ""
-
     def record(self, result: str, message: str = "", **changes: object) -> None:
         """Write this run's line of the history."""
         live = self.workspace.live()
         counts = self.command == "deploy" and self.revision and not self.asked and result in ("live", "failed")
         self.workspace.record({
             "release": "" if self.release == self.site.checkout else self.release.name, "revision": self.revision,
-            "subject": self.subject(), "command": self.command, "by": started_by(), "started": self.started,
-            "ended": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", "seconds": round(time.monotonic() - self.began, 3),
+            "subject": self.git.subject(self.revision), "command": self.command, "by": started_by(),
+            "started": self.started, "ended": clock(), "seconds": round(time.monotonic() - self.began, 3),
             "steps": self.seconds, "result": result, "message": message, "live": live.name if live else "",
             "inputs": self.inputs() if counts else "",
         } | changes)
 
-    def sweep(self) -> None:
-        """Remove the releases that are not kept, and end a candidate of a killed run that still runs in one."""
+    def sweep(self, all_of_it: bool = False) -> None:
+        """Remove the releases that are not kept; `all_of_it`: the environments and backups past their keep, too."""
         kept = self.workspace.kept(self.settings["deploy.keep_releases"])
         for release in sorted(set(self.workspace.releases.iterdir()) - kept):
-            for process in gunicorns(release):
-                with contextlib.suppress(OSError):
-                    os.kill(process, signal.SIGTERM)
             self.git.drop_worktree(release)
             self.output.say(f"removed the release {release.name}", shown=False)
-
-    def prune(self) -> None:
-        """Remove the virtual environments that no kept release uses, and the backups past their keep."""
-        kept = self.workspace.kept(self.settings["deploy.keep_releases"])
-        for venv in set(self.workspace.venvs.iterdir()) - {(self.site.project(each) / ".venv").resolve() for each in kept}:
-            shutil.rmtree(venv)
-        for backup in sorted(self.workspace.backups.glob("*.dump"))[:-self.settings["backup.keep"]]:
-            backup.unlink()
+        for partial in self.workspace.backups.glob("*.part"):
+            partial.unlink()
+        if all_of_it:
+            used = {(self.site.project(release) / ".venv").resolve() for release in kept}
+            for venv in set(self.workspace.venvs.iterdir()) - used:
+                shutil.rmtree(venv)
+            for backup in sorted(self.workspace.backups.glob("*.dump"))[:-self.settings["backup.keep"]]:
+                backup.unlink()
 
     def clean_up(self, error: Failure) -> None:
         """After a failure: end the candidate, go back after a switch, find out what is live, write the history line."""
@@ -1414,7 +1397,6 @@ def as_failure(error: BaseException, output: Output) -> Failure:
 
 # ---------------------------------------------------------------------------------------------------- backup
 
-
 def back_up(site: Site, name: str) -> Path | None:
     """Stream the backup command's output into a file that is whole once it has its name; None without a command."""
     if not site.settings["backup.command"]:
@@ -1440,7 +1422,6 @@ def back_up(site: Site, name: str) -> Path | None:
 
 # -------------------------------------------------------------------------------------------- other commands
 
-
 def dry_run(site: Site, revision: str) -> int:
     """Say what a deployment would do; starts nothing that changes anything."""
     site.check_owner()
@@ -1451,14 +1432,13 @@ def dry_run(site: Site, revision: str) -> int:
         raise Failure(f"{remote} has no {branch}, or cannot be reached", f"try: git ls-remote {remote}")
     live = site.workspace.live()
     say(f"would deploy {found[:7]} ({branch}); live is {live.name if live else 'nothing'}; nothing is changed now")
-    own = {"env": f"read {plural(len(site.variables), 'variable')} from {site.settings['env.file']}",
-           "pull": f"git fetch {remote}, and git worktree add {site.workspace.releases}/…-{found[:7]}"}
     for step in site.settings["deploy.steps"]:
-        for key in ("before", "command", "after"):
-            for argv in site.settings.get(f"{step}.{key}", ()):
-                say(shlex.join(argv), step)
-        if step in own or not site.settings[f"{step}.command"]:
-            say(own.get(step, "nothing: its command is empty"), step)
+        lines = [shlex.join(argv) for key in ("before", "command", "after")
+                 for argv in site.settings.get(f"{step}.{key}", ())]
+        lines += [f"git fetch {remote}", f"git worktree add {site.workspace.releases}/…"] if step == "pull" else []
+        lines += [f"read {plural(len(site.variables), 'variable')}"] if step == "env" else []
+        for line in lines or ["nothing: its command is empty"]:
+            say(line, step)
     say(f"ask for {site.settings['health.url'] or 'nothing'}", "health")
     return OK
 
@@ -1518,7 +1498,8 @@ def manage_command(site: Site, options: argparse.Namespace) -> int:
 def problems(site: Site) -> Iterator[tuple[str, str]]:
     """What would make a deployment fail, as far as it can be known beforehand, each with its remedy."""
     settings, git = site.settings, site.git
-    for tool in dict.fromkeys(["git", *(argv[0] for step in STEP_NAMES for argv in settings.get(f"{step}.command", ()))]):
+    programs = [argv[0] for step in STEP_NAMES for argv in settings.get(f"{step}.command", ())]
+    for tool in dict.fromkeys(["git", *programs]):
         if tool != "python" and not shutil.which(tool, path=site.base["PATH"]):
             yield f"{tool} is not installed, or not in PATH", INSTALLED_BY.get(tool, "install it")
     try:
@@ -1526,7 +1507,7 @@ def problems(site: Site) -> Iterator[tuple[str, str]]:
         healthy, saw = site.health.wait(0) if site.health and site.workspace.live() else (True, "")
         if not healthy:
             yield f"the site is not healthy: {saw}", "see journalctl -u gunicorn, and python3 deploy.py logs"
-        Deployment(site, "check").find_python((site.project(site.checkout) / "Pipfile.lock").read_bytes())
+        site.find_python((site.project(site.checkout) / "Pipfile.lock").read_bytes())
     except FileNotFoundError as error:
         yield f"{error.filename} is not there", "run pipenv lock, commit Pipfile.lock and push"
     except Failure as error:
@@ -1542,31 +1523,22 @@ def problems(site: Site) -> Iterator[tuple[str, str]]:
 
 def check_command(site: Site, _options: argparse.Namespace) -> int:
     """Is this server ready to deploy? Every problem at once, each with its remedy."""
-    found = list(problems(site))
-    for what, remedy in found:
-        print(f"problem: {what}; {remedy}")
-    print(plural(len(found), "problem") if found else "ready to deploy")
-    return FAILED if found else OK
+    lines = [f"problem: {what}; {remedy}" for what, remedy in problems(site)]
+    print("\n".join(lines or ["ready to deploy"]))
+    return FAILED if lines else OK
 
 
 def deploy_command(site: Site, options: argparse.Namespace) -> int:
     """Deploy the remote branch, or a revision."""
-    if options.dry_run:
-        return dry_run(site, options.revision)
-    run = Deployment(site, "deploy", options.revision)
-    run.run(lambda: run.deploy(options.if_changed), options.wait)
-    return OK
+    return dry_run(site, options.revision) if options.dry_run else Deployment(site, "deploy", options).run()
 
 
 def rollback_command(site: Site, options: argparse.Namespace) -> int:
     """Go back to the newest earlier release that was healthy, or to the one named."""
-    run = Deployment(site, "rollback")
-    run.run(lambda: run.rollback(options.release), options.wait)
-    return OK
+    return Deployment(site, "rollback", options).run()
 
 
 # ---------------------------------------------------------------------------------------------- command line
-
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command line; without a command it is `deploy`."""
@@ -1597,9 +1569,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     added["logs"].add_argument("-f", "--follow", action="store_true", help="go on while it is written")
     added["manage"].add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS")
     at = 0
-    while at < len(argv) and argv[at].split("=")[0] in ("-c", "--config"):
-        at += 1 if "=" in argv[at] else 2
-    if at >= len(argv) or (argv[at].startswith("-") and argv[at] not in ("-h", "--help")):
+    while at < len(argv) and argv[at].startswith(("-c", "--config")):
+        at += 2 if argv[at] in ("-c", "--config") else 1
+    if at == len(argv) or (at < len(argv) and argv[at].startswith("-") and argv[at] not in ("-h", "--help")):
         argv = [*argv[:at], "deploy", *argv[at:]]  # so that `deploy.py --wait 60` is understood
     return parser.parse_args(argv)
 
@@ -1608,6 +1580,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; the exit status. Only this turns a failure into a sentence."""
     options = parse_arguments(sys.argv[1:] if argv is None else argv)
     Interrupted.install()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone
     output = Output()
     try:
         return int(options.act(Site(options.config, output), options))

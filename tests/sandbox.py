@@ -231,15 +231,14 @@ class Sandbox:
     def deploy(self, *arguments: str) -> tuple[int, str]:
         """Run deploy.py as its user would, its output before the reader's eyes; exit status and output."""
         self.tell(f"$ python3 deploy.py {' '.join(arguments)}".rstrip())
-        process = subprocess.Popen(
-            [sys.executable, "deploy.py", *arguments], cwd=self.checkout, env=self.environment(), text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        assert process.stdout
         lines = []
-        for line in process.stdout:
-            lines.append(line)
-            self.tell(line.rstrip("\n"))
-        self.tell(f"(exit status {process.wait()})\n")
+        with subprocess.Popen([sys.executable, "deploy.py", *arguments], cwd=self.checkout, env=self.environment(),
+                              text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              ) as process:
+            for line in process.stdout or ():
+                lines.append(line)
+                self.tell(line.rstrip("\n"))
+        self.tell(f"(exit status {process.returncode})\n")
         return process.returncode, "".join(lines)
 
     def tell(self, text: str) -> None:
