@@ -4,9 +4,9 @@
     python3 tests/sandbox.py           play five acts, then remove everything
     python3 tests/sandbox.py --keep    leave the site running at the end, until Ctrl-C
 
-Everything is real: git, pipenv, virtual environments, Django, gunicorn, HTTP, and the deploy.py beside this folder. Only
-systemd is played, by tests/standin, which reads the units of systemd/. A client asks the site for its page all the
-while, and at the end it tells what it saw. All lies in one temporary folder.
+Everything is real: git, pipenv, virtual environments, Django, gunicorn, HTTP, and the deploy.py beside this folder.
+Only systemd is played, by tests/standin, which reads the units of systemd/. A client asks the site for its page all
+the while, and at the end it tells what it saw. All lies in one temporary folder.
 """
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Client:
     by_body: bool = False  # what tells the releases apart: the whole answer, else its header X-Release
     waits: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    releases: list[str] = field(default_factory=list)  # the versions that answered, in the order in which they were first seen
+    releases: list[str] = field(default_factory=list)  # that answered, in the order in which they were first seen
 
     def ask(self) -> None:
         """Ask once."""
@@ -287,7 +287,7 @@ class Sandbox:
         """A commit that starts and answers 500."""
         self.release("4", "3")
         self.edit("forms/urls.py", "import no_such_module\n\nurlpatterns", "urlpatterns")
-        self.edit("formsApp/views.py", 'return render(request, "formsApp/index.html"', 'return render(request, "no.html"')
+        self.edit("formsApp/views.py", 'render(request, "formsApp/index.html"', 'render(request, "no.html"')
         self.push("Use a template that is not there")
         return self.deploy()
 
@@ -308,8 +308,9 @@ def play(sandbox: Sandbox, keep: bool) -> int:
             sandbox.tell(f"== {number} == {act.__doc__}\n")
             statuses.append(act()[0])
     sandbox.deploy("history")
-    sandbox.tell(f"All the while a client asked for {sandbox.url}: {len(client.waits)} requests, {len(client.errors)} "
-                 f"lost, longest wait {max(client.waits):.2f} s; releases that answered: {' and '.join(client.releases)}.")
+    sandbox.tell(f"All the while a client asked for {sandbox.url}: {len(client.waits)} requests, "
+                 f"{len(client.errors)} lost, longest wait {max(client.waits):.2f} s; "
+                 f"releases that answered: {' and '.join(client.releases)}.")
     good = statuses == [0, 0, 1, 1, 0] and not client.errors and client.releases == ["1", "2"]
     sandbox.tell("All of it went as it should." if good else "THIS IS NOT AS IT SHOULD BE.")
     if keep:

@@ -2,18 +2,11 @@
 from __future__ import annotations
 
 import json
-import os
 import unittest
 import urllib.request
 
+from tests.must_run import skip
 from tests.sandbox import Client, Missing, Sandbox
-
-
-def skip_or_fail(kind: str, reason: object) -> None:
-    """Skip a test of this kind with the reason, or fail where TESTS_MUST_RUN says that the kind must run."""
-    if kind in os.environ.get("TESTS_MUST_RUN", "").split(","):
-        raise AssertionError(f"the {kind} tests must run here: {reason}")
-    raise unittest.SkipTest(f"{kind}: {reason}")
 
 
 class FiveActs(unittest.TestCase):
@@ -25,7 +18,7 @@ class FiveActs(unittest.TestCase):
             self.addCleanup(self.sandbox.close)
             self.sandbox.build()
         except Missing as missing:
-            skip_or_fail("sandbox", missing)
+            skip("sandbox", missing)
 
     def assert_act(self, act: tuple[int, str], status: int, version: str, *sentences: str) -> None:
         """The act ended with this status and these words in its last line, and this version answers now."""
