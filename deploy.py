@@ -51,7 +51,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 if sys.version_info < (3, 11):
     sys.exit("deploy.py needs Python 3.11 or later; this is " + sys.version.split()[0])
@@ -179,7 +179,6 @@ OPTIONS: tuple[tuple[str, str, Kind, str], ...] = (
     ("install", "python", str, ""),
     ("install", "command", commands, "pipenv install --deploy"),
     ("install", "timeout", seconds, "900"),
-    ("install", "retries", count, "1"),
     ("services", "command", commands, "docker compose up --detach --wait"),
     ("services", "timeout", seconds, "300"),
     ("static", "command", commands, "python manage.py collectstatic --noinput"),
@@ -189,7 +188,7 @@ OPTIONS: tuple[tuple[str, str, Kind, str], ...] = (
     ("migrate", "lock_timeout", seconds, "2"),
     ("migrate", "timeout", seconds, "3600"),
     ("restart", "candidate", commands,
-     "gunicorn --preload --workers 1 --no-control-socket --bind unix:{socket} forms.wsgi:application"),
+     "gunicorn --preload --name candidate --no-control-socket --bind unix:{socket} forms.wsgi:application"),
     ("restart", "command", commands,
      ("sudo -n systemctl restart gunicorn-standby\n"
       "sudo -n systemctl restart gunicorn\n"
@@ -341,17 +340,6 @@ def secrets_in(variables: Mapping[str, str]) -> set[str]:
     return found - {""}
 
 
-def mask_pattern(secrets: Iterable[str]) -> re.Pattern[bytes]:
-    """What finds the secrets in any output, also as Python, JSON or a URL would quote them."""
-    forms = {form for secret in secrets
-             for form in (secret, repr(secret)[1:-1], repr(secret.encode())[2:-1], json.dumps(secret)[1:-1],
-                          quote(secret, safe=""))}
-    alone = rb"(?<!\w)%s(?!\w)"  # a short one could be a part of any word
-    patterns = [(b"%s" if len(form) > 8 else alone) % re.escape(form.encode("utf-8", "replace"))
-                for form in sorted(forms, key=len, reverse=True)]
-    return re.compile(b"|".join(patterns) or rb"(?!)")
-
-
 # -------------------------------------------------------------------------------------------- output and log
 
 def plural(count: int, noun: str) -> str:
@@ -377,13 +365,25 @@ class Output:
         self.turn = threading.Lock()
 
     def hide(self, secrets: Iterable[str]) -> None:
-        """Replace the secrets in all that is said from now on."""
-        self.secrets = mask_pattern(secrets)
+        """Replace the secrets in all that is said from now on, also as Python, JSON, a URL or a shell quotes them."""
+        forms = {form for secret in secrets
+                 for form in (secret, repr(secret)[1:-1], ascii(secret)[1:-1], repr(secret.encode())[2:-1],
+                              shlex.quote(" " + secret)[2:-1], json.dumps(secret)[1:-1],
+                              json.dumps(secret, ensure_ascii=False)[1:-1],
+                              quote(secret), quote(secret, safe=""), quote_plus(secret))}
+        alone = rb"(?<!\w)%s(?!\w)"  # a short one could be a part of any word
+        patterns = [(b"%s" if len(form) > 8 else alone) % re.escape(form.encode("utf-8", "replace"))
+                    for form in sorted(forms, key=len, reverse=True)]
+        self.secrets = re.compile(b"|".join(patterns) or rb"(?!)")
         self.longest = max((12 * len(secret) for secret in secrets), default=0)
+
+    def mask(self, text: str) -> str:
+        """The text without its secrets."""
+        return self.secrets.sub(b"***", text.encode("utf-8", "replace")).decode()
 
     def say(self, text: str, label: str = "", shown: bool = True) -> None:
         """Write one line to the log, and to stdout if it is `shown`; a reader who hung up is no error."""
-        line = f"{label or self.label:<8} {self.secrets.sub(b'***', text.encode('utf-8', 'replace')).decode()}"
+        line = f"{label or self.label:<8} {self.mask(text)}"
         with self.turn:
             if self.log:
                 with contextlib.suppress(OSError):  # a full disk must not end what could go on
@@ -422,7 +422,7 @@ class Child:
         self, argv: Sequence[str], folder: Path, environment: Mapping[str, str], output: Output,
         sinks: Sequence[Callable[[str], None]], stdout: int | None = None, inherited: Sequence[int] = (),
     ) -> None:
-        self.output, self.heard = output, time.monotonic()
+        self.output = output
         program = shutil.which(argv[0], path=environment.get("PATH")) or argv[0]
         if "/" not in program:
             raise Failure(f"{program} is not installed, or not in PATH", INSTALLED_BY.get(program, "install it"))
@@ -444,7 +444,7 @@ class Child:
         """Hand over line after line; a very long one in pieces, none of which ends inside a secret."""
         held = b""
         while chunk := stream.readline(PIECE):
-            self.heard, held, cut = time.monotonic(), held + chunk, len(held + chunk)
+            held, cut = held + chunk, len(held + chunk)
             if not chunk.endswith(b"\n"):
                 if cut < PIECE:
                     continue
@@ -454,28 +454,31 @@ class Child:
             held = held[cut:]
         if held:
             sink(held.decode("utf-8", "replace"))
+        stream.close()
 
     def ended(self, seconds: float) -> bool:
-        """Wait up to `seconds` for its end; a grandchild that keeps its output open in silence is not waited for."""
+        """Wait up to `seconds` for its end; a grandchild that keeps its output open is not waited for."""
         until = time.monotonic() + seconds
         for reader in self.readers:
             reader.join(max(until - time.monotonic(), 0))
-        if any(reader.is_alive() for reader in self.readers):
-            return self.process.poll() is not None and time.monotonic() - self.heard > 1
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(max(until - time.monotonic(), 0.01))
+            for reader in self.readers:
+                reader.join(1)  # what the command itself wrote is read by then
         return self.process.returncode is not None
 
     def end(self) -> None:
         """End the whole process group: SIGTERM, and SIGKILL for what is left of it after the grace."""
         until, group = time.monotonic() + GRACE, self.process.pid
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody is left, or only another user's
+        # nobody of ours is left to get the signal, or to wait for
+        with contextlib.suppress(ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
             os.killpg(group, signal.SIGTERM)
             while time.monotonic() < until:
                 self.process.poll()
                 os.killpg(group, 0)
                 time.sleep(0.02)
             os.killpg(group, signal.SIGKILL)
+            self.process.wait(GRACE)
 
 
 class Runner:
@@ -493,36 +496,32 @@ class Runner:
         lines: list[str] = []
         tail: deque[str] = deque(maxlen=TAIL)
 
-        def take(line: str, into: list[str] | None = None) -> None:
-            tail.append(line)
+        def show(line: str) -> None:
+            tail.append(self.output.mask(line))
             self.output.say(f"| {line}", shown=not quiet)
-            if into is not None:
-                into.append(line)
+
+        def keep(line: str) -> None:
+            lines.append(line)
+            show(line)
 
         self.output.say(f"$ {shlex.join(argv)}", shown=not quiet)
-        sinks = [lambda line: take(line, lines), take] if quiet else [take]
-        child = Child(argv, folder, environment, self.output, sinks, stdout, self.inherited)
+        child = Child(argv, folder, environment, self.output, [keep, show] if quiet else [show], stdout, self.inherited)
+        started = time.monotonic()
         try:
-            ended = self.wait(child, argv, timeout)
+            while not child.ended(0.2):
+                passed = time.monotonic() - started
+                if passed > timeout:
+                    child.end()  # its last words are among the last lines
+                    raise CommandFailed(argv, folder, f"was ended after its time limit of {timeout:g} s", tail)
+                if time.monotonic() - self.output.last > HEARTBEAT:
+                    self.output.say(f"still running after {passed:.0f} s: {argv[0]}")
         except BaseException:
             child.end()
             raise
-        if ended:
+        if status := child.process.returncode:
+            ended = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
             raise CommandFailed(argv, folder, ended, tail)
         return "\n".join(lines)
-
-    def wait(self, child: Child, argv: Sequence[str], timeout: float) -> str:
-        """Wait for a command; how it failed, or nothing."""
-        started = time.monotonic()
-        while not child.ended(0.2):
-            passed = time.monotonic() - started
-            if passed > timeout:
-                child.end()
-                return f"was ended after its time limit of {timeout:g} s"
-            if time.monotonic() - self.output.last > HEARTBEAT:
-                self.output.say(f"still running after {passed:.0f} s: {argv[0]}")
-        status = child.process.returncode
-        return f"ended with status {status}" if status > 0 else f"was ended by signal {-status}" if status else ""
 
 
 # ------------------------------------------------------------------------------------------------------ lock
@@ -550,9 +549,7 @@ class Lock:
 
     def read(self) -> dict[str, Any]:
         """The lock's text; nothing when its last holder left in good order."""
-        with contextlib.suppress(OSError, ValueError):
-            return dict(json.loads(self.path.read_text(encoding="utf-8")))
-        return {}
+        return next(iter(json_lines(self.path)), {})
 
     def write(self, **changes: object) -> None:
         """Change the lock's text, in place: a new file would be another lock."""
@@ -560,10 +557,13 @@ class Lock:
         raw = json.dumps(self.text, ensure_ascii=False).encode() + b"\n"
         os.pwrite(self.descriptor, raw, 0)
         os.ftruncate(self.descriptor, len(raw))
+        if "target" in changes:  # after a power cut, the half fast-forward must be known
+            os.fsync(self.descriptor)
 
     def release(self) -> None:
         """Leave in good order."""
         os.ftruncate(self.descriptor, 0)
+        fcntl.flock(self.descriptor, fcntl.LOCK_UN)  # for what a command left running on purpose, too
         os.close(self.descriptor)
 
     def holder(self) -> str:
@@ -588,17 +588,26 @@ def flocked(descriptor: int) -> bool:
     return False
 
 
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file that holds one a line; a line that a power cut tore is passed over."""
+    found = []
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        with contextlib.suppress(ValueError, TypeError):
+            found.append(dict(json.loads(line)))
+    return found
+
+
+def user_name(number: int) -> str:
+    """The name of a user."""
+    return pwd.getpwuid(number).pw_name
+
+
 def started_by() -> str:
     """Who started this run, and from where: `ubuntu, ssh from 192.0.2.7`."""
     ssh = os.environ.get("SSH_CONNECTION")
     place = "systemd" if "INVOCATION_ID" in os.environ else "cron"
     place = f"ssh from {ssh.split()[0]}" if ssh else "terminal" if sys.stdout.isatty() else place
     return f"{user_name(os.geteuid())}, {place}"
-
-
-def user_name(number: int) -> str:
-    """The name of a user."""
-    return pwd.getpwuid(number).pw_name
 
 
 # --------------------------------------------------------------------------------------- releases and history
@@ -628,13 +637,8 @@ class Workspace:
         return self.linked(self.current)
 
     def history(self) -> list[dict[str, Any]]:
-        """The runs that there were, oldest first; a line that a power cut tore is passed over."""
-        entries = []
-        if self.history_file.exists():
-            for line in self.history_file.read_text(encoding="utf-8", errors="replace").split("\n"):
-                with contextlib.suppress(ValueError):
-                    entries.append(dict(json.loads(line)))
-        return entries
+        """The runs that there were, oldest first."""
+        return json_lines(self.history_file)
 
     def record(self, entry: Mapping[str, object]) -> None:
         """Append a line to the history, on disk when this returns."""
@@ -694,14 +698,14 @@ def share(source: Path, link: Path, folder: bool) -> None:
     link.symlink_to(os.path.relpath(source, link.parent))
 
 
-def gunicorns(folder: Path) -> dict[int, Path]:
-    """Process number -> working folder of the gunicorns at work below `folder`; none where there is no /proc."""
+def gunicorns(folder: Path, word: str = "gunicorn") -> dict[int, Path]:
+    """Process number -> working folder of the gunicorns (with a `word` in their title) at work below `folder`."""
     found = {}
-    for process in Path("/proc").glob("[0-9]*"):
+    for process in Path("/proc").glob("[0-9]*"):  # none where there is no /proc
         with contextlib.suppress(OSError):  # it has ended, or is another user's
-            place = Path(os.readlink(process / "cwd").removesuffix(" (deleted)"))
-            if place.is_relative_to(folder) and b"gunicorn" in (process / "cmdline").read_bytes():
-                found[int(process.name)] = place
+            place, title = os.readlink(process / "cwd"), (process / "cmdline").read_bytes()
+            if Path(place).is_relative_to(folder) and b"gunicorn" in title and word.encode() in title:
+                found[int(process.name)] = Path(place.removesuffix(" (deleted)"))
     return found
 
 
@@ -767,18 +771,11 @@ class Git:
             raise Failure(f"changes in {place} stand in the way: {', '.join(sorted(in_the_way))}",
                           "commit and push them, or put them away: git stash --include-untracked")
 
-    def undo_fast_forward(self, target: str) -> None:
-        """Put back what a fast-forward that was cut off did; every path of it was clean when it began."""
-        self.index_lock().unlink(missing_ok=True)  # our own git's: none of ours runs any more
-        changed, added = self.changed("HEAD", target), self.changed("--diff-filter=A", "HEAD", target)
-        self("reset", "--quiet")
-        for name in added:
-            (self.checkout / name).unlink(missing_ok=True)
-        if changed - added:
-            self("checkout", "--quiet", "HEAD", "--", *sorted(changed - added))
-
 
 # ---------------------------------------------------------------------------------------------- health check
+
+Answer = tuple[bool, str]  # whether it is the expected one, and what was seen
+
 
 def http_opener(unix: Path | None) -> Any:
     """A urllib opener that follows no redirect and asks no proxy, through the `unix` socket if there is one."""
@@ -814,8 +811,8 @@ class HealthCheck(NamedTuple):
     timeout: float
     deadline: float
 
-    def ask(self, unix: Path | None) -> tuple[bool, str]:
-        """Ask once; whether the answer is the expected one, and what was seen."""
+    def ask(self, unix: Path | None) -> Answer:
+        """Ask once."""
         import urllib.request
 
         where = f"{self.url}{' on the private socket' if unix else ''}"
@@ -833,13 +830,11 @@ class HealthCheck(NamedTuple):
             return False, f"{saw}, but without the text {self.contains!r}"
         return True, saw
 
-    def wait(
-        self, seconds: float, unix: Path | None = None, alive: Callable[[], bool] = lambda: True
-    ) -> tuple[bool, str]:
+    def wait(self, seconds: float, unix: Path | None = None, alive: Callable[[], bool] = lambda: True) -> Answer:
         """Ask until the answer is right, for `seconds` and with growing pauses; once when that is 0."""
         until, rest = time.monotonic() + seconds, 0.1
         while True:
-            answers: list[tuple[bool, str]] = []
+            answers: list[Answer] = []
             # in a thread, because urllib's time limit holds for each socket call alone
             asking = threading.Thread(target=lambda into=answers: into.append(self.ask(unix)), daemon=True)
             asking.start()
@@ -860,13 +855,12 @@ USUAL_PATH = "~/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sb
 class Site:
     """The checkout with its settings, and what every command needs of it."""
 
-    def __init__(self, settings_file: Path, output: Output) -> None:
-        self.settings = read_settings(settings_file)
-        self.settings_file, self.settings_text = settings_file.resolve(), settings_file.read_bytes()
-        self.checkout, self.output = self.settings_file.parent, output
+    def __init__(self, options: argparse.Namespace, output: Output) -> None:
+        self.options, self.output, self.settings = options, output, read_settings(options.config)
+        self.settings_file: Path = options.config.resolve()
+        self.settings_text, self.checkout = self.settings_file.read_bytes(), self.settings_file.parent
         self.workspace = Workspace((self.checkout / self.settings["deploy.workspace"]).resolve())
-        self.lock = Lock(self.workspace.root / "lock")
-        self.runner = Runner(output)
+        self.lock, self.runner = Lock(self.workspace.root / "lock"), Runner(output)
         self.git = Git(self.checkout, self.runner, self.base)
 
     @cached_property
@@ -919,12 +913,12 @@ class Site:
         return "\n".join(self.runner.run(argv, place, environment, limit, quiet, stdout)
                          for argv in ([only] if only else self.settings[setting]))
 
-    def find_python(self, lock: bytes) -> Path:
+    def find_python(self, lock: Path) -> Path:
         """The real path of the Python that the settings or Pipfile.lock ask for."""
         try:
-            requires = json.loads(lock)["_meta"].get("requires", {})
+            requires = json.loads(lock.read_bytes())["_meta"].get("requires", {})
         except (ValueError, KeyError, TypeError):
-            raise Failure("Pipfile.lock is not a lock file", "run pipenv lock, commit Pipfile.lock and push") from None
+            raise Failure("Pipfile.lock is not a lock file", RELOCK) from None
         name = self.settings["install.python"] or f"python{requires.get('python_version', '3')}"
         path = shutil.which(name, path=self.base["PATH"])
         if not path:
@@ -935,10 +929,14 @@ class Site:
         """Failure unless this is a checkout of the user who runs this."""
         if not (self.checkout / ".git").exists():
             raise Failure(f"{self.checkout} is not a git checkout", "keep the settings file in the checkout", MISTAKE)
-        owner = self.checkout.stat().st_uid
-        if owner != os.geteuid():
-            raise Failure(f"{self.checkout} belongs to {user_name(owner)}, and you are {user_name(os.geteuid())}",
-                          f"run it as its owner: sudo -u {user_name(owner)} python3 {SCRIPT}")
+        owner, user = (user_name(number) for number in (self.checkout.stat().st_uid, os.geteuid()))
+        if owner != user:
+            raise Failure(f"{self.checkout} belongs to {owner}, and you are {user}",
+                          f"run it as its owner: sudo -u {owner} python3 {SCRIPT}")
+
+    def ask_health(self, seconds: float = 0) -> Answer:
+        """Whether the site answers its health check within so many seconds, and what was seen."""
+        return self.health.wait(seconds) if self.health else (True, "not asked: [health] url is empty")
 
     def state(self) -> tuple[int, str]:
         """The exit status that a failure deserves, and what is live, asked for now."""
@@ -947,7 +945,7 @@ class Site:
             return FAILED, "no release is live yet"
         if not self.workspace.entry(live):
             return NEEDS_HUMAN, f"{live.name} is switched to, never was healthy, and nothing was live before it"
-        good, saw = self.health.wait(0) if self.health else (True, "")
+        good, saw = self.ask_health()
         if not good:
             return NEEDS_HUMAN, f"{live.name} is live and NOT healthy: {saw}"
         return FAILED, f"{live.name} is live{' and healthy' if self.health else ''}"
@@ -955,52 +953,38 @@ class Site:
 
 # ------------------------------------------------------------------------------------------------- candidate
 
-class Candidate:
+class Candidate(Child):
     """A release's own gunicorn on a private socket, which must answer the health check before any user sees it."""
 
     def __init__(self, site: Site, release: Path) -> None:
-        self.site, self.release = site, release
-        self.socket = site.workspace.root / "candidate.sock"
+        self.socket, self.limit = site.workspace.root / "candidate.sock", site.settings["restart.timeout"]
         self.tail: deque[str] = deque(maxlen=TAIL)
-        self.start()
 
-    def start(self) -> None:
-        """Start it. It alone does not inherit the lock, because it would never end after a killed deployer."""
         def take(line: str) -> None:
             self.tail.append(f"| {line}")
-            self.site.output.say(f"| {line}", "candidate", shown=False)
+            site.output.say(f"| {line}", "candidate", shown=False)
 
         self.socket.unlink(missing_ok=True)
-        argv = [word.replace("{socket}", str(self.socket)) for word in self.site.settings["restart.candidate"][0]]
-        environment = self.site.environment(self.release)
-        self.child = Child(argv, self.site.project(self.release), environment, self.site.output, [take])
-        self.site.lock.write(candidate=self.child.process.pid)
+        argv = [word.replace("{socket}", str(self.socket)) for word in site.settings["restart.candidate"][0]]
+        # it alone does not inherit the lock, because it would never end after a killed deployer
+        super().__init__(argv, site.project(release), site.environment(release), site.output, [take])
+
+    def end(self) -> None:
+        """End it, and remove its socket."""
+        super().end()
+        self.socket.unlink(missing_ok=True)
 
     def await_boot(self) -> None:
         """Wait until it accepts connections: with --preload, it has been imported then. Else Failure."""
-        limit = self.site.settings["restart.timeout"]
-        until = time.monotonic() + limit
+        until = time.monotonic() + self.limit
         while True:
             with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
                 probe.connect(str(self.socket))
                 return
-            if self.child.ended(0.05):
+            if self.ended(0.05):
                 raise self.failure("it does not start")
             if time.monotonic() > until:
-                raise self.failure(f"it has not started after {limit:g} s")
-
-    def prove(self, health: HealthCheck) -> str:
-        """How it answered the health check; Failure when it does not."""
-        self.await_boot()
-        good, saw = health.wait(0, self.socket)
-        if not good:  # it may have booted before its static files and its schema were there: a fresh one decides
-            self.child.end()
-            self.start()
-            self.await_boot()
-            good, saw = health.wait(health.deadline, self.socket, alive=lambda: not self.child.ended(0))
-        if not good:
-            raise self.failure(saw)
-        return saw
+                raise self.failure(f"it has not started after {self.limit:g} s")
 
     def failure(self, saw: str) -> Failure:
         """That it was not proven, with its last lines."""
@@ -1010,17 +994,18 @@ class Candidate:
 
 # ------------------------------------------------------------------------------------------------- the steps
 
-class Deployment:
+RELOCK = "run pipenv lock, commit Pipfile.lock and push"
+
+
+class Deployment(Site):
     """One run under the lock that may change what is live: a deployment or a rollback."""
 
-    def __init__(self, site: Site, command: str, options: argparse.Namespace) -> None:
-        self.site, self.command, self.options = site, command, options
-        self.asked: str = options.revision if command == "deploy" else ""
-        self.settings, self.workspace, self.output = site.settings, site.workspace, site.output
-        self.git, self.lock = site.git, site.lock
+    def __init__(self, options: argparse.Namespace, output: Output) -> None:
+        super().__init__(options, output)
+        self.asked: str = getattr(options, "revision", "")
         self.resumed = os.environ.get("DEPLOY_RESUME", "")  # the lock and start of the version that this one replaces
         self.began, self.started = time.monotonic(), self.resumed[-16:] or clock("%Y%m%dT%H%M%SZ")
-        self.release, self.revision = site.checkout, ""  # until there is a candidate
+        self.release, self.revision = self.checkout, ""  # until there is a candidate
         self.seconds: dict[str, float] = {}
         self.candidate: Candidate | None = None
         self.replaced: tuple[Path | None, Path | None] | None = None  # current and previous before the switch
@@ -1031,21 +1016,29 @@ class Deployment:
         self.revision = self.revision or self.fetch(remote, branch)
         if not self.asked:
             self.git.check_fast_forward(branch, f"{remote}/{branch}", self.revision)
-        self.add_release()
+        self.release = release = self.workspace.releases / f"{self.started}-{self.revision[:7]}"
+        self.lock.write(release=release.name, revision=self.revision)
+        self.git("worktree", "add", "--quiet", "--detach", str(release), self.revision)
+        if (release / ".gitmodules").exists():
+            self.git("submodule", "update", "--init", "--recursive", "--quiet", folder=release, timeout=600)
+        for name in self.settings["deploy.shared"]:
+            share(self.checkout / name, release / name, folder=name.endswith("/"))
         self.output.say(f"{self.asked or branch} is {self.revision[:7]}: {self.git.subject(self.revision)}")
         if not self.asked:
-            newer = self.newer_tool()
-            self.lock.write(target=self.revision)
-            self.git("merge", "--ff-only", "--quiet", self.revision)
-            self.lock.write(target="")
-            if newer and not self.resumed:
-                self.start_over()
+            self.follow()
 
     def fetch(self, remote: str, branch: str) -> str:
         """Fetch the branch, or everything when a revision was asked for; the full hash of the revision."""
-        what, limit = ["--tags", "--force"] if self.asked else [branch], self.settings["pull.timeout"]
+        what, retries = ["--tags", "--force"] if self.asked else [branch], self.settings["pull.retries"]
         try:
-            self.repeat("pull", lambda: self.git("fetch", "--quiet", remote, *what, timeout=limit))
+            for attempt in range(retries):
+                with contextlib.suppress(CommandFailed):
+                    self.git("fetch", "--quiet", remote, *what, timeout=self.settings["pull.timeout"])
+                    break
+                self.output.say("git fetch failed; trying again")
+                time.sleep(2.0 * (attempt + 1))
+            else:
+                self.git("fetch", "--quiet", remote, *what, timeout=self.settings["pull.timeout"])
         except CommandFailed as error:
             if remote not in self.git("remote").split():
                 raise Failure(f"the checkout has no remote {remote}", f"git remote add {remote} URL") from None
@@ -1061,82 +1054,54 @@ class Deployment:
             raise Failure(f"there is no revision {self.asked}", "name a branch, a tag or a commit that was pushed")
         return found
 
-    def repeat(self, step: str, act: Callable[[], object]) -> None:
-        """Act, and after a growing pause again when that fails, as often as the step's `retries` say."""
-        for left in range(self.settings[f"{step}.retries"], -1, -1):
-            try:
-                act()
-                return
-            except CommandFailed as error:
-                if not left:
-                    raise
-                self.output.say(f"{error.what}; trying again")
-                time.sleep(4.0 / left)
-
-    def add_release(self) -> None:
-        """Check the revision out into a new release, with its submodules and the shared paths."""
-        self.release = release = self.workspace.releases / f"{self.started}-{self.revision[:7]}"
-        self.lock.write(release=release.name, revision=self.revision)
-        self.git("worktree", "add", "--quiet", "--detach", str(release), self.revision)
-        if (release / ".gitmodules").exists():
-            self.git("submodule", "update", "--init", "--recursive", "--quiet", folder=release, timeout=600)
-        for name in self.settings["deploy.shared"]:
-            share(self.site.checkout / name, release / name, folder=name.endswith("/"))
-
-    def newer_tool(self) -> bool:
-        """Whether the revision brings another deploy.py or settings file; Failure if the new pair does not work."""
-        running = {os.path.relpath(path, self.site.checkout): path for path in (SCRIPT, self.site.settings_file)}
+    def follow(self) -> None:
+        """Fast-forward the checkout; if that brings another version of this program, become it, with the lock kept."""
+        running = {os.path.relpath(path, self.checkout): path for path in (SCRIPT, self.settings_file)}
         changed = self.git.changed("HEAD", self.revision) & set(running)
-        if not changed:
-            return False
-        pair = [str(self.release / name if name in changed else path) for name, path in running.items()]
+        tool, settings = (str(self.release / name if name in changed else path) for name, path in running.items())
         try:  # before the checkout follows: a tool that cannot start could never pull what mends it
-            self.site.runner.run([sys.executable, pair[0], "-c", pair[1], "history"], self.release, self.site.base, 60,
-                                 quiet=True)
+            if changed:
+                self.runner.run([sys.executable, tool, "-c", settings, "history"], self.release, self.base, 60, True)
         except CommandFailed as error:
             raise Failure("the deploy.py or the settings file of this revision does not work", status=MISTAKE,
                           details=error.details) from None
-        return True
-
-    def start_over(self) -> None:
-        """Become the new version of this program, with the lock kept."""
-        self.output.say("deploy.py or its settings changed: starting over as the new version")
-        self.git.drop_worktree(self.release)
-        os.set_inheritable(self.lock.descriptor, True)
-        os.environ["DEPLOY_RESUME"] = f"{self.lock.descriptor} {self.started}"
-        os.execv(sys.executable, [sys.executable, str(SCRIPT), *sys.argv[1:]])
+        self.lock.write(target=self.revision)
+        self.git("merge", "--ff-only", "--quiet", self.revision)
+        self.lock.write(target="")
+        if changed and not self.resumed:
+            self.output.say("deploy.py or its settings changed: starting over as the new version")
+            self.git.drop_worktree(self.release)
+            os.set_inheritable(self.lock.descriptor, True)
+            os.environ["DEPLOY_RESUME"] = f"{self.lock.descriptor} {self.started}"
+            os.execv(sys.executable, [sys.executable, str(SCRIPT), *sys.argv[1:]])
 
     def install(self) -> None:
         """Step 3: the packages of Pipfile.lock, in the virtual environment that belongs to it."""
-        project = self.site.project(self.release)
-        if not (project / "Pipfile.lock").is_file():
-            raise Failure("this revision has no Pipfile.lock", "run pipenv lock, commit Pipfile.lock and push")
-        lock = (project / "Pipfile.lock").read_bytes()
-        python = self.site.find_python(lock)
-        digest = hashlib.sha256(repr((lock, python, self.settings["install.command"])).encode()).hexdigest()[:12]
-        venv = self.workspace.venvs / f"{python.name}-{digest}"
+        project = self.project(self.release)
+        lock = project / "Pipfile.lock"
+        if not lock.is_file():
+            raise Failure("this revision has no Pipfile.lock", RELOCK)
+        python = self.find_python(lock)
+        made_of = repr((lock.read_bytes(), python, self.settings["install.command"]))
+        venv = self.workspace.venvs / f"{python.name}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
         if (venv / ".complete").exists():
             self.output.say("nothing to install: the environment of this Pipfile.lock is complete")
         else:
             shutil.rmtree(venv, ignore_errors=True)
-            self.build(venv.name, python)
+            pipenv = {"PIPENV_CUSTOM_VENV_NAME": venv.name, "PIPENV_DEFAULT_PYTHON_VERSION": str(python)}
+            try:
+                self.run("install.command", self.release, pipenv)
+            except CommandFailed as error:  # a stale lock is told apart by asking pipenv
+                try:
+                    self.run("install.command", self.release, pipenv, quiet=True, only=["pipenv", "verify"])
+                except Failure:
+                    raise Failure("Pipfile.lock is stale: it was not made of this Pipfile", RELOCK, FAILED,
+                                  error.details) from None
+                raise
+            os.sync()  # a power cut must not leave the mark of an environment whose files are empty
             (venv / ".complete").touch()
             sync(venv)
         (project / ".venv").symlink_to(os.path.relpath(venv, project.resolve()))
-
-    def build(self, name: str, python: Path) -> None:
-        """Run the install command for a new virtual environment; a stale lock is told apart by asking pipenv."""
-        more = {"PIPENV_CUSTOM_VENV_NAME": name, "PIPENV_DEFAULT_PYTHON_VERSION": str(python)}
-        project, environment = self.site.project(self.release), self.site.environment(self.release) | more
-        try:
-            self.repeat("install", lambda: self.site.run("install.command", self.release, more))
-        except CommandFailed as error:
-            try:
-                self.site.runner.run(["pipenv", "verify"], project, environment, 120, quiet=True)
-            except Failure:
-                raise Failure("Pipfile.lock is stale: it was not made of this Pipfile",
-                              "run pipenv lock, commit Pipfile.lock and push", FAILED, error.details) from None
-            raise
 
     def migrate(self) -> None:
         """Step 6: if a migration is planned, back the database up and migrate."""
@@ -1147,51 +1112,61 @@ class Deployment:
         self.output.say(f"to be applied: {', '.join(planned) or 'unknown, because [migrate] plan is empty'}")
         if self.candidate:  # what cannot be imported never touches the database
             self.candidate.await_boot()
-        saved = back_up(self.site, self.release.name)
-        options = self.site.environment(self.release).get("PGOPTIONS", "")
+        saved = back_up(self, self.release.name)
+        options = self.environment(self.release).get("PGOPTIONS", "")
         options += f" -c lock_timeout={self.settings['migrate.lock_timeout'] * 1000:.0f}ms"  # only PostgreSQL reads it
         try:
-            self.site.run("migrate.command", self.release, {"PGOPTIONS": options.strip()})
+            self.run("migrate.command", self.release, {"PGOPTIONS": options.strip()})
         except Failure as error:
-            error.what += f"; migrations applied, which stay: {self.applied(planned)}"
+            applied = "unknown"
+            with contextlib.suppress(Failure):
+                left = self.planned()
+                applied = ", ".join(each for each in planned if each not in left) or "none"
+            error.what += f"; migrations applied, which stay: {applied}"
             error.what += f"; the database before them is in {saved}" if saved else ""
             raise
 
     def planned(self) -> list[str]:
         """The migrations that are to be applied, in their order."""
-        return re.findall(r"^(\w+\.\w+)$", self.site.run("migrate.plan", self.release, quiet=True), re.MULTILINE)
-
-    def applied(self, planned: Sequence[str]) -> str:
-        """Which of the planned migrations a migrate that failed has applied."""
-        try:
-            left = self.planned()
-        except Failure:
-            return "unknown"
-        return ", ".join(each for each in planned if each not in left) or "none"
+        return re.findall(r"^(\w+\.\w+)$", self.run("migrate.plan", self.release, quiet=True), re.MULTILINE)
 
     def restart(self) -> None:
         """Step 7: prove the candidate, switch to it, restart gunicorn, and check the health of the site."""
         if self.candidate:
-            if self.site.health:
-                self.output.say(f"the candidate answers: {self.candidate.prove(self.site.health)}")
-            self.candidate.child.end()
-        old, older = self.workspace.live(), self.workspace.linked(self.workspace.previous)
+            if self.health:
+                self.output.say(f"the candidate answers: {self.prove(self.candidate, self.health)}")
+            self.candidate.end()
+        os.sync()  # a power cut must not leave a release live whose files are empty
+        old = self.workspace.live()
+        self.replaced = old, self.workspace.linked(self.workspace.previous)
         if old and old != self.release:
             point(self.workspace.previous, old)
-        self.replaced = old, older
         point(self.workspace.current, self.release)
-        self.site.run("restart.command", self.release)
+        self.run("restart.command", self.release)
         self.check_health(self.release)
+
+    def prove(self, candidate: Candidate, health: HealthCheck) -> str:
+        """How the candidate answered the health check; Failure when it does not."""
+        candidate.await_boot()
+        good, saw = health.wait(0, candidate.socket)
+        if not good:  # it may have booted before its static files and its schema were there: a fresh one decides
+            candidate.end()
+            self.candidate = candidate = Candidate(self, self.release)
+            candidate.await_boot()
+            good, saw = health.wait(health.deadline, candidate.socket, alive=lambda: not candidate.ended(0))
+        if not good:
+            raise candidate.failure(saw)
+        return saw
 
     def check_health(self, release: Path) -> None:
         """Failure unless the site answers its health check, and from this release."""
-        if not self.site.health:
+        if not self.health:
             return
-        good, saw = self.site.health.wait(self.site.health.deadline)
+        good, saw = self.ask_health(self.health.deadline)
         if not good:
             raise Failure(f"the site is not healthy: {saw}")
-        places = set(gunicorns(self.site.checkout).values())
-        if places and self.site.project(release).resolve() not in places:
+        places = set(gunicorns(self.checkout).values())
+        if places and self.project(release).resolve() not in places:
             raise Failure(f"gunicorn runs in {', '.join(map(str, places))}, not in {release}",
                           f"its service must run in {self.workspace.current}")
         self.output.say(f"the site answers: {saw}")
@@ -1207,7 +1182,7 @@ class Deployment:
         else:
             self.workspace.previous.unlink(missing_ok=True)
         for argv in self.settings["restart.command"]:
-            self.excuse(self.site.run, "restart.command", old, only=argv)
+            self.excuse(self.run, "restart.command", old, only=argv)
         self.excuse(self.check_health, old)
 
     def excuse(self, act: Callable[..., object], *arguments: object, **options: object) -> None:
@@ -1219,20 +1194,30 @@ class Deployment:
 
     # ------------------------------------------------------------------------------------------- around the steps
 
-    def run(self) -> int:
-        """Do it under the lock, after recovery; a failure leaves here as Failure, with all cleaned up."""
-        self.site.check_owner()
-        _ = self.site.variables  # a mistake in it is refused before anything is touched
+    def under_lock(self, act: Callable[[], None]) -> int:
+        """Act under the lock, after recovery; a failure leaves here as Failure, with all cleaned up."""
+        self.check_owner()
+        _ = self.variables  # a mistake in it is refused before anything is touched
+        os.umask(0o022)  # nginx must be able to read the static files, whoever deploys
         self.workspace.make()
         left = self.take_lock()
         try:
             if not self.resumed:
                 self.recover(left)
-            self.deploy() if self.command == "deploy" else self.rollback(self.options.release)
+            act()
         except BaseException as error:  # noqa: BLE001 - a deployment goes back whatever happens
             Interrupted.shielded = True
             failure = as_failure(error, self.output)
-            self.clean_up(failure)
+            self.open_log()
+            if self.candidate:
+                self.candidate.end()
+            self.excuse(self.undo_fast_forward)
+            if self.replaced:
+                self.go_back(*self.replaced)
+            found, failure.live = self.state()
+            failure.status = NEEDS_HUMAN if found == NEEDS_HUMAN else failure.status
+            self.excuse(self.record, "interrupted" if isinstance(error, Interrupted) else "failed", failure.what)
+            self.excuse(self.sweep)
             raise failure from None
         finally:
             self.lock.release()
@@ -1249,10 +1234,9 @@ class Deployment:
             while (self.workspace.logs / f"{self.started}.log").exists():  # the run before began in this very second
                 time.sleep(0.1)
                 self.started = clock("%Y%m%dT%H%M%SZ")
-        self.site.runner.inherited = (self.lock.descriptor,)
-        unfinished = {key: left.get(key) for key in ("target", "candidate")}  # should this run be cut off, too
-        self.lock.write(command=self.command, by=started_by(), since=clock(), started=self.started, pid=os.getpid(),
-                        step="its start", **unfinished)
+        self.runner.inherited = (self.lock.descriptor,)
+        self.lock.write(command=self.options.command, by=started_by(), since=clock(), started=self.started,
+                        pid=os.getpid(), step="its start", target=left.get("target"))
         return left
 
     def recover(self, left: Mapping[str, Any]) -> None:
@@ -1262,12 +1246,10 @@ class Deployment:
             self.output.say(f"found: a {left.get('command')} by {left.get('by')} was cut off at {left.get('step')}")
             fields = ("release", "revision", "command", "by", "started")
             self.record("cut off", **{key: left.get(key, "") for key in fields})
-        if left.get("candidate") in gunicorns(self.workspace.releases):
-            os.killpg(left["candidate"], signal.SIGKILL)  # SIGTERM would have it remove the next one's socket
-        if left.get("target"):
-            self.git.undo_fast_forward(left["target"])
-            self.lock.write(target="")
-            self.output.say("undid the fast-forward of the checkout, which was cut off")
+        for process in gunicorns(self.workspace.releases, "candidate"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)  # SIGTERM would have it remove the next one's socket
+        self.undo_fast_forward()
         live, lines = self.workspace.live(), self.workspace.went_live()
         proven = self.workspace.releases / lines[-1]["release"] if lines else None
         if live and proven and live != proven and proven.is_dir():
@@ -1275,6 +1257,20 @@ class Deployment:
             self.output.say(f"found: {live.name} was switched to, and is not known to be healthy")
             self.go_back(proven, self.workspace.earlier(proven))
         self.sweep()
+
+    def undo_fast_forward(self) -> None:
+        """Undo the fast-forward of the checkout if it was cut off; every path of it was clean when it began."""
+        if not (target := self.lock.text.get("target")):
+            return
+        self.git.index_lock().unlink(missing_ok=True)  # our own git's: none of ours runs any more
+        added, others = (self.git.changed(f"--diff-filter={which}", "HEAD", target) for which in "Aa")
+        self.git("reset", "--quiet")
+        for name in added:
+            (self.checkout / name).unlink(missing_ok=True)
+        if others:
+            self.git("checkout", "--quiet", "HEAD", "--", *sorted(others))
+        self.lock.write(target="")
+        self.output.say("undid the fast-forward of the checkout, which was cut off")
 
     def deploy(self) -> None:
         """Take all steps; with --if-changed only when the branch, `.env` or the settings are not those of last time."""
@@ -1288,12 +1284,12 @@ class Deployment:
 
     def inputs(self) -> str:
         """A fingerprint of all that makes a deployment another one than the last."""
-        env = (self.site.checkout / self.settings["env.file"]).read_bytes()
-        return hashlib.sha256(b"\0".join((self.revision.encode(), env, self.site.settings_text))).hexdigest()
+        env = (self.checkout / self.settings["env.file"]).read_bytes()
+        return hashlib.sha256(b"\0".join((self.revision.encode(), env, self.settings_text))).hexdigest()
 
-    def rollback(self, name: str) -> None:
-        """Make the release of that name live again, or the newest healthy one before the live one."""
-        live = self.workspace.live()
+    def rollback(self) -> None:
+        """Make the release that was named live again, or the newest healthy one before the live one."""
+        live, name = self.workspace.live(), self.options.release
         release = self.workspace.releases / name if name else self.workspace.earlier(live)
         if not release:
             raise Failure("there is no earlier healthy release to go back to", "history shows what there was")
@@ -1316,7 +1312,7 @@ class Deployment:
         self.replaced = None
         self.output.label = "deploy"
         self.excuse(self.sweep, all_of_it=True)
-        healthy, took = " and healthy" if self.site.health else "", time.monotonic() - self.began
+        healthy, took = " and healthy" if self.health else "", time.monotonic() - self.began
         self.output.say(f"{self.release.name} is live{healthy}; it took {took:.1f} s")
 
     def perform(self, step: str) -> None:
@@ -1328,15 +1324,15 @@ class Deployment:
             self.output.say("skipped: its command is empty")
             return
         if step in ("static", "migrate", "restart") and self.settings["restart.candidate"] and not self.candidate:
-            self.candidate = Candidate(self.site, self.release)  # it boots while these steps run
-        self.site.run(f"{step}.before", self.release)
+            self.candidate = Candidate(self, self.release)  # it boots while these steps run
+        self.run(f"{step}.before", self.release)
         if step == "env":
-            self.output.say(f"{plural(len(self.site.variables), 'variable')} in {self.settings['env.file']}")
+            self.output.say(f"{plural(len(self.variables), 'variable')} in {self.settings['env.file']}")
         elif step in ("services", "static"):  # Compose takes the name of its project from the checkout's
-            self.site.run(f"{step}.command", self.release if step == "static" else self.site.checkout)
+            self.run(f"{step}.command", self.release if step == "static" else self.checkout)
         else:
             getattr(self, step)()
-        self.site.run(f"{step}.after", self.release)
+        self.run(f"{step}.after", self.release)
         self.seconds[step] = round(time.monotonic() - began, 3)
         self.output.say(f"done in {self.seconds[step]:.1f} s")
 
@@ -1346,14 +1342,14 @@ class Deployment:
 
     def record(self, result: str, message: str = "", **changes: object) -> None:
         """Write this run's line of the history."""
-        live = self.workspace.live()
-        counts = self.command == "deploy" and self.revision and not self.asked and result in ("live", "failed")
+        live, command = self.workspace.live(), self.options.command
+        counts = command == "deploy" and self.revision and not self.asked and result in ("live", "failed")
         self.workspace.record({
-            "release": "" if self.release == self.site.checkout else self.release.name, "revision": self.revision,
-            "subject": self.git.subject(self.revision), "command": self.command, "by": started_by(),
+            "release": "" if self.release == self.checkout else self.release.name, "revision": self.revision,
+            "subject": self.output.mask(self.git.subject(self.revision)), "command": command, "by": started_by(),
             "started": self.started, "ended": clock(), "seconds": round(time.monotonic() - self.began, 3),
-            "steps": self.seconds, "result": result, "message": message, "live": live.name if live else "",
-            "inputs": self.inputs() if counts else "",
+            "steps": self.seconds, "result": result, "message": self.output.mask(message),
+            "live": live.name if live else "", "inputs": self.inputs() if counts else "",
         } | changes)
 
     def sweep(self, all_of_it: bool = False) -> None:
@@ -1365,23 +1361,11 @@ class Deployment:
         for partial in self.workspace.backups.glob("*.part"):
             partial.unlink()
         if all_of_it:
-            used = {(self.site.project(release) / ".venv").resolve() for release in kept}
+            used = {(self.project(release) / ".venv").resolve() for release in kept}
             for venv in set(self.workspace.venvs.iterdir()) - used:
                 shutil.rmtree(venv)
             for backup in sorted(self.workspace.backups.glob("*.dump"))[:-self.settings["backup.keep"]]:
                 backup.unlink()
-
-    def clean_up(self, error: Failure) -> None:
-        """After a failure: end the candidate, go back after a switch, find out what is live, write the history line."""
-        if self.candidate:
-            self.candidate.child.end()
-        self.open_log()
-        if self.replaced:
-            self.go_back(*self.replaced)
-        found, error.live = self.site.state()
-        error.status = max(error.status, found)
-        self.excuse(self.record, "interrupted" if isinstance(error, Interrupted) else "failed", error.what)
-        self.excuse(self.sweep)
 
 
 def as_failure(error: BaseException, output: Output) -> Failure:
@@ -1422,33 +1406,42 @@ def back_up(site: Site, name: str) -> Path | None:
 
 # -------------------------------------------------------------------------------------------- other commands
 
-def dry_run(site: Site, revision: str) -> int:
-    """Say what a deployment would do; starts nothing that changes anything."""
-    site.check_owner()
-    remote, branch, say = site.settings["pull.remote"], revision or site.settings["pull.branch"], site.output.say
-    listed = site.git.ask("ls-remote", remote, f"refs/heads/{branch}", f"refs/tags/{branch}")
-    found = listed[:40] if listed else site.git.commit(revision or "-")
-    if not found:
+def deploy_command(site: Deployment) -> int:
+    """Deploy the remote branch, or a revision."""
+    if not site.options.dry_run:
+        return site.under_lock(site.deploy)
+    site.check_owner()  # from here on nothing is started that changes anything
+    remote, branch, say = site.settings["pull.remote"], site.asked or site.settings["pull.branch"], site.output.say
+    refs = [f"refs/heads/{branch}", f"refs/tags/{branch}^{{}}", f"refs/tags/{branch}"]  # ^{}: what a tag names
+    listed = dict(line.split("\t")[::-1] for line in (site.git.ask("ls-remote", remote, *refs) or "").splitlines())
+    revision = next((listed[ref] for ref in refs if ref in listed), "") or site.git.commit(site.asked or "-")
+    if not revision:
         raise Failure(f"{remote} has no {branch}, or cannot be reached", f"try: git ls-remote {remote}")
     live = site.workspace.live()
-    say(f"would deploy {found[:7]} ({branch}); live is {live.name if live else 'nothing'}; nothing is changed now")
+    say(f"would deploy {revision[:7]} ({branch}); live is {live.name if live else 'nothing'}; nothing is changed now")
+    builtin = {"env": [f"read {plural(len(site.variables), 'variable')}"],
+               "pull": [f"git fetch {remote}", f"git worktree add {site.workspace.releases}/…"]}
     for step in site.settings["deploy.steps"]:
         lines = [shlex.join(argv) for key in ("before", "command", "after")
-                 for argv in site.settings.get(f"{step}.{key}", ())]
-        lines += [f"git fetch {remote}", f"git worktree add {site.workspace.releases}/…"] if step == "pull" else []
-        lines += [f"read {plural(len(site.variables), 'variable')}"] if step == "env" else []
+                 for argv in site.settings.get(f"{step}.{key}", ())] + builtin.get(step, [])
         for line in lines or ["nothing: its command is empty"]:
             say(line, step)
     say(f"ask for {site.settings['health.url'] or 'nothing'}", "health")
     return OK
 
 
-def status_command(site: Site, options: argparse.Namespace) -> int:
+def rollback_command(site: Deployment) -> int:
+    """Go back to the newest earlier release that was healthy, or to the one named."""
+    return site.under_lock(site.rollback)
+
+
+def status_command(site: Site) -> int:
     """What is live, since when, whether it is healthy, and who holds the lock; 0 only if it is healthy."""
     live = site.workspace.live()
     entry, holder = site.workspace.entry(live), site.lock.holder()
-    good, saw = site.health.wait(0) if site.health else (True, "not asked: [health] url is empty")
-    if options.json:
+    good, saw = site.ask_health()
+    saw = site.output.mask(saw)
+    if site.options.json:
         found = {key: entry.get(key) for key in ("revision", "subject", "ended", "by")}
         found |= {"release": live.name if live else None, "healthy": bool(live) and good, "health": saw, "lock": holder}
         print(json.dumps(found, indent=2))
@@ -1459,10 +1452,10 @@ def status_command(site: Site, options: argparse.Namespace) -> int:
     return OK if live and good else FAILED
 
 
-def history_command(site: Site, options: argparse.Namespace) -> int:
+def history_command(site: Site) -> int:
     """The deployments, newest last, with the time that each step took."""
     for entry in site.workspace.history():
-        if options.json:
+        if site.options.json:
             print(json.dumps(entry))
             continue
         steps = " ".join(f"{step} {took:.1f}" for step, took in entry.get("steps", {}).items())
@@ -1471,71 +1464,62 @@ def history_command(site: Site, options: argparse.Namespace) -> int:
     return OK
 
 
-def logs_command(site: Site, options: argparse.Namespace) -> int:
+def logs_command(site: Site) -> int:
     """The log of a deployment, the newest by default; with -f what is still written to it."""
-    logs = sorted(site.workspace.logs.glob(f"{options.release.split('-')[0]}*.log"))
+    logs = sorted(site.workspace.logs.glob(f"{site.options.release.split('-')[0]}*.log"))
     if not logs:
         raise Failure("there is no such log", "history shows the deployments that there were")
     with open(logs[-1], encoding="utf-8") as log:
         following = True
         while following:
-            following = options.follow and bool(site.lock.holder())
+            following = site.options.follow and bool(site.lock.holder())
             shutil.copyfileobj(log, sys.stdout)
             sys.stdout.flush()
             time.sleep(0.3 if following else 0)
     return OK
 
 
-def manage_command(site: Site, options: argparse.Namespace) -> int:
+def manage_command(site: Site) -> int:
     """manage.py of the live release, in its environment."""
     live = site.workspace.live()
     if not live:
         raise Failure("nothing is live yet", "deploy first: python3 deploy.py")
     os.chdir(site.project(live))
-    os.execvpe("python", ["python", "manage.py", *options.arguments], site.environment(live))
+    os.execvpe("python", ["python", "manage.py", *site.options.arguments], site.environment(live))
 
 
 def problems(site: Site) -> Iterator[tuple[str, str]]:
     """What would make a deployment fail, as far as it can be known beforehand, each with its remedy."""
-    settings, git = site.settings, site.git
+    settings, lock = site.settings, site.project(site.checkout) / "Pipfile.lock"
     programs = [argv[0] for step in STEP_NAMES for argv in settings.get(f"{step}.command", ())]
     for tool in dict.fromkeys(["git", *programs]):
         if tool != "python" and not shutil.which(tool, path=site.base["PATH"]):
             yield f"{tool} is not installed, or not in PATH", INSTALLED_BY.get(tool, "install it")
-    try:
-        site.check_owner()
-        healthy, saw = site.health.wait(0) if site.health and site.workspace.live() else (True, "")
+    for look in (site.check_owner, lambda: site.variables, lambda: site.find_python(lock)):
+        try:
+            look()
+        except FileNotFoundError as error:
+            yield f"{error.filename} is not there", RELOCK
+        except Failure as error:
+            yield "; ".join((error.what, *error.details)), error.remedy
+    with contextlib.suppress(Failure):  # of `.env`, which was said
+        healthy, saw = site.ask_health() if site.workspace.live() else (True, "")
         if not healthy:
             yield f"the site is not healthy: {saw}", "see journalctl -u gunicorn, and python3 deploy.py logs"
-        site.find_python((site.project(site.checkout) / "Pipfile.lock").read_bytes())
-    except FileNotFoundError as error:
-        yield f"{error.filename} is not there", "run pipenv lock, commit Pipfile.lock and push"
-    except Failure as error:
-        yield "; ".join((error.what, *error.details)), error.remedy
     for folder in (site.checkout, site.workspace.root):
         if folder.exists() and not os.access(folder, os.W_OK):
             yield f"{folder} cannot be written to", f"sudo chown -R {user_name(os.geteuid())} {folder}"
     if shutil.disk_usage(site.checkout).free < 1 << 30:
         yield "less than 1 GiB of disk space is free", "make room, as with docker system prune"
-    if not git.ask("ls-remote", settings["pull.remote"], f"refs/heads/{settings['pull.branch']}"):
+    if not site.git.ask("ls-remote", settings["pull.remote"], f"refs/heads/{settings['pull.branch']}"):
         yield "the remote branch cannot be read", f"try: git ls-remote {settings['pull.remote']}"
 
 
-def check_command(site: Site, _options: argparse.Namespace) -> int:
+def check_command(site: Site) -> int:
     """Is this server ready to deploy? Every problem at once, each with its remedy."""
     lines = [f"problem: {what}; {remedy}" for what, remedy in problems(site)]
-    print("\n".join(lines or ["ready to deploy"]))
+    print(site.output.mask("\n".join(lines or ["ready to deploy"])))
     return FAILED if lines else OK
-
-
-def deploy_command(site: Site, options: argparse.Namespace) -> int:
-    """Deploy the remote branch, or a revision."""
-    return dry_run(site, options.revision) if options.dry_run else Deployment(site, "deploy", options).run()
-
-
-def rollback_command(site: Site, options: argparse.Namespace) -> int:
-    """Go back to the newest earlier release that was healthy, or to the one named."""
-    return Deployment(site, "rollback", options).run()
 
 
 # ---------------------------------------------------------------------------------------------- command line
@@ -1559,13 +1543,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     deploy.add_argument("--if-changed", action="store_true",
                         help="do and say nothing unless the branch, .env or the settings changed")
     deploy.add_argument("--dry-run", action="store_true", help="say what would be done, change nothing")
-    added["rollback"].add_argument("release", nargs="?", default="", help="a release of the history")
+    for name in ("rollback", "logs"):
+        added[name].add_argument("release", nargs="?", default="", help="a release of the history")
     for name in ("deploy", "rollback"):
         added[name].add_argument("--wait", type=float, default=0, metavar="SECONDS",
                                  help="wait so long for another run to end (default: do not wait)")
     for name in ("status", "history"):
         added[name].add_argument("--json", action="store_true", help="for programs")
-    added["logs"].add_argument("release", nargs="?", default="", help="a release of the history")
     added["logs"].add_argument("-f", "--follow", action="store_true", help="go on while it is written")
     added["manage"].add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS")
     at = 0
@@ -1584,7 +1568,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone
     output = Output()
     try:
-        return int(options.act(Site(options.config, output), options))
+        kind = Deployment if options.command in ("deploy", "rollback") else Site
+        return int(options.act(kind(options, output)))
     except Failure as failure:
         error = failure
     except Exception as unforeseen:  # noqa: BLE001 - never a traceback

@@ -6,18 +6,27 @@ files of its repository, so that a commit can be made that fails in any way:
     app        the text that every page holds
     health     the HTTP status of every page
     boot       `broken` when the application cannot be imported
-    migrations the names of its migrations, one a line; one that contains `bad` fails
     static     `broken` when collectstatic fails
+    migrations the names of its migrations, one a line; one with `bad` in it fails, one with `block` in it blocks
 
-What stands in for gunicorn's service is one process outside of the releases that asks `serving` for the release that
-it serves, and `restart` is the command that writes it there.
+Files of the lab itself steer the rest:
+
+    bin/       the commands of every deployment: pipenv, services, gunicorn, restart, and `block NAME`,
+               which says that it runs with the file `blocked-NAME`, and ends when that file is removed
+    serving    the release that the live site serves; `restart` writes it
+    sick       the texts for which the live site answers 500
+    hold       `site` or `candidate`: whose answers block, as `block site` would
+
+A test finds its lab at the same place as the test before it, a fresh copy of one that was made once.
 """
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,145 +35,218 @@ import time
 import unittest
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
+Run = subprocess.CompletedProcess[str]
 
 MANAGE = '''
-import os, pathlib, sys
-applied = pathlib.Path(os.environ["LAB"]) / "database"
-done = applied.read_text().split() if applied.exists() else []
-wanted = pathlib.Path("migrations").read_text().split()
-if sys.argv[1] == "collectstatic":
-    if pathlib.Path("static").read_text().strip() == "broken":
+import os, sys
+lab, command = os.environ["LAB"], "plan" if "--plan" in sys.argv else sys.argv[1]
+read = lambda path: open(path).read() if os.path.exists(path) else ""
+done, wanted = read(f"{lab}/database").split(), read("migrations").split()
+if os.path.exists(f"{lab}/bin/during-{command}"):
+    os.system(f"during-{command}") and sys.exit(f"{command} cannot be done")
+if command == "collectstatic":
+    if read("static").strip() == "broken":
         sys.exit("the static files are broken")
-    pathlib.Path("staticfiles").mkdir(exist_ok=True)
-    pathlib.Path("staticfiles/style.css").write_text(pathlib.Path("app").read_text())
-elif "--plan" in sys.argv:
+    os.mkdir("staticfiles")
+    open("staticfiles/style.css", "w").write(read("app"))
+elif command == "plan":
     print("Planned operations:")
     for name in wanted:
         if name not in done:
-            print(name)
-            print("    Create model X")
-else:
+            print(f"{name}\\n    Create model X")
+elif command == "migrate":
     for name in wanted:
         if name in done:
             continue
         if "bad" in name:
             sys.exit(f"{name} cannot be applied")
+        if "block" in name:
+            os.system("block migrate")
         done.append(name)
-        applied.write_text("\\n".join(done))
-        print(f"  Applying {name}... OK")
+        open(f"{lab}/database", "w").write("\\n".join(done))
+        print(f"  Applying {name}... OK", flush=True)
+else:
+    print(sys.argv[1:], os.getcwd(), os.environ["SECRET_KEY"])
+    sys.exit(7)
 '''
 
-CANDIDATE = '''#!{python}
-import http.server, pathlib, socketserver, sys
-if pathlib.Path("boot").read_text().strip() == "broken":
+CANDIDATE = '''#!{python} -IS
+import os, socket, sys, threading, time
+lab = os.environ["LAB"]
+read = lambda path: open(path).read().strip() if os.path.exists(path) else ""
+if read("boot") == "broken":
     sys.exit("ImportError: cannot import the application")
 
-class Page(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(int(pathlib.Path("health").read_text()))
-        self.end_headers()
-        self.wfile.write(pathlib.Path("app").read_bytes())
-    def address_string(self):
-        return "-"
+def answer(connection):
+    if connection.recv(65536):
+        if read(f"{lab}/hold") == "candidate":
+            open(f"{lab}/blocked-candidate", "w").close()
+            while os.path.exists(f"{lab}/blocked-candidate"):
+                time.sleep(0.02)
+        status = read("health") + (" OK" if read("health") == "200" else " Internal Server Error")
+        connection.sendall(f"HTTP/1.1 {status}\\r\\nConnection: close\\r\\n\\r\\n{read('app')}".encode())
+    connection.close()
 
-class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    daemon_threads = True
-Server(sys.argv[1], Page).serve_forever()
+server = socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[1])
+server.listen()
+print("booted", flush=True)
+while True:
+    threading.Thread(target=answer, args=(server.accept()[0],), daemon=True).start()
 '''
 
-PIPENV = '''#!{python}
-import os, pathlib, sys
-venv = pathlib.Path(os.environ["WORKON_HOME"]) / os.environ["PIPENV_CUSTOM_VENV_NAME"]
-(venv / "bin").mkdir(parents=True)
-os.symlink(sys.executable, venv / "bin" / "python")
-print("installed by", sys.argv)
+BLOCK = '''#!{python} -IS
+import os, sys, time
+file = os.environ["LAB"] + "/blocked-" + sys.argv[1]
+open(file, "w").close()
+while os.path.exists(file):
+    time.sleep(0.02)
 '''
 
-RESTART = '''#!{python}
-import os, pathlib
-pathlib.Path(os.environ["LAB"], "serving").write_text(os.path.realpath(os.environ["LAB"] + "/checkout/.deploy/current"))
+PIPENV = '''#!/bin/sh -e
+[ "$1" != verify ] || exit 0
+mkdir "$WORKON_HOME/$PIPENV_CUSTOM_VENV_NAME" "$WORKON_HOME/$PIPENV_CUSTOM_VENV_NAME/bin"
+cp "$LAB/python" "$WORKON_HOME/$PIPENV_CUSTOM_VENV_NAME/bin/python"
+echo "installed by $*"
 '''
+
+RESTART = '''#!/bin/sh -e
+readlink -f "$LAB/checkout/.deploy/current" > "$LAB/serving.new"
+mv "$LAB/serving.new" "$LAB/serving"
+'''
+
+SCRIPTS = {"gunicorn": CANDIDATE, "block": BLOCK, "pipenv": PIPENV, "restart": RESTART, "services": "#!/bin/sh\n"}
 
 INI = """
 [deploy]
 shared = .env media/
 [pull]
 retries = 0
-[install]
-retries = 0
 [services]
-command = true services
+command = services up
 [backup]
 command = echo the whole database
 [restart]
-candidate = candidate {{socket}}
+candidate = gunicorn {{socket}}
 command = restart
 timeout = 20
 [health]
 url = http://127.0.0.1:{port}/
 headers =
-deadline = 3
-timeout = 2
+deadline = 0.5
+timeout = 10
 """
 
 
-class Site:
-    """What serves the live site: one HTTP server that answers as the release in `serving` would."""
+@cache
+def home() -> Path:
+    """Where the labs of this process lie: `lab`, and the copies of it that were kept."""
+    folder = Path(tempfile.mkdtemp(prefix="lab-")).resolve()
+    atexit.register(shutil.rmtree, folder)
+    return folder
 
-    def __init__(self, lab: Path) -> None:
-        class Page(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                with contextlib.suppress(OSError):
-                    release = Path((lab / "serving").read_text())
-                    status, text = int((release / "health").read_text()), (release / "app").read_bytes()
-                    self.send_response(status)
-                    self.end_headers()
-                    self.wfile.write(text)
 
-            def log_message(self, *_: object) -> None:
-                pass
+@cache
+def site_port() -> int:
+    """The port of the live site, which answers as the release in `serving` would."""
+    lab = home() / "lab"
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
-        self.port = self.server.server_address[1]
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with contextlib.suppress(OSError):
+                if words(lab / "hold") == ["site"]:
+                    block(lab / "blocked-site")
+                release = Path((lab / "serving").read_text().strip())
+                status, text = int((release / "health").read_text()), (release / "app").read_text()
+                self.send_response(500 if text in words(lab / "sick") else status)
+                self.end_headers()
+                self.wfile.write(text.encode())
 
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    atexit.register(server.server_close)
+    return int(server.server_address[1])
+
+
+def words(path: Path) -> list[str]:
+    return path.read_text().split() if path.exists() else []
+
+
+def block(file: Path) -> None:
+    file.touch()
+    wait_for(lambda: not file.exists(), f"{file} is removed")
 
 
 class Lab:
-    """A remote, its author's clone, the server's checkout, and the site."""
+    """The author's repository, the server's clone of it, and the site, with releases of these texts deployed."""
 
-    def __init__(self) -> None:
-        self.root = Path(tempfile.mkdtemp(prefix="lab-"))
-        self.remote, self.author, self.checkout = (self.root / each for each in ("remote", "author", "checkout"))
-        self.workspace = self.checkout / ".deploy"
-        self.site = Site(self.root)
-        self.bin = self.root / "bin"
+    def __init__(self, deployed: Sequence[str] = ("one",)) -> None:
+        self.root = home() / "lab"
+        self.author, self.checkout = self.root / "author", self.root / "checkout"
+        self.workspace, self.bin = self.checkout / ".deploy", self.root / "bin"
+        self.processes: list[subprocess.Popen[str]] = []
+        kept = home() / "-".join(("kept", *deployed))
+        if kept.exists():
+            shutil.copytree(kept, self.root, symlinks=True)
+            return
+        try:
+            self.make()
+            for text in deployed:
+                self.push({"app": text}, f"says {text}")
+                run = self.deploy()
+                assert run.returncode == 0, run.stdout
+                self.tick()
+        except BaseException:
+            self.close()
+            raise
+        shutil.copytree(self.root, kept, symlinks=True, ignore=shutil.ignore_patterns("*.sock"))
+
+    def make(self) -> None:
+        (self.root / "home").mkdir(parents=True)
+        (self.root / "home" / ".gitconfig").write_text(
+            "[user]\nname = x\nemail = x@example.com\n[protocol \"file\"]\nallow = always\n")
         self.bin.mkdir()
-        for name, text in (("candidate", CANDIDATE), ("pipenv", PIPENV), ("restart", RESTART)):
+        for name, text in SCRIPTS.items():
             self.script(name, text.replace("{python}", sys.executable))
-        self.git("init", "--quiet", "--bare", "--initial-branch=main", str(self.remote), folder=self.root)
-        self.git("clone", "--quiet", str(self.remote), str(self.author), folder=self.root)
+        self.script("../python", f'exec {sys.executable} -IS "$@"')  # -IS: without what makes it start slowly
+        self.git("init", "--quiet", "--initial-branch=main", "--template=", str(self.author), folder=self.root)
         shutil.copy(PROJECT / "deploy.py", self.author)
         lock = json.dumps({"_meta": {"requires": {}}, "default": {}})
         self.push({"app": "one", "health": "200", "boot": "", "static": "", "migrations": "app.0001_first\n",
-                   "manage.py": MANAGE, "Pipfile": "", "Pipfile.lock": lock,
-                   "deploy.ini": INI.format(port=self.site.port)}, "the first")
-        self.git("clone", "--quiet", str(self.remote), str(self.checkout), folder=self.root)
+                   "manage.py": MANAGE, "Pipfile": "", "Pipfile.lock": lock, ".gitignore": ".env\nmedia/\n*.local\n",
+                   "deploy.ini": INI.format(port=site_port())}, "the first")
+        self.git("clone", "--quiet", "--template=", str(self.author), str(self.checkout), folder=self.root)
         self.env("SECRET_KEY='a $ecret = value # of 1'\nDEBUG=False\n")
 
+    # ------------------------------------------------------------------------------------------------- making changes
+
     def script(self, name: str, text: str) -> None:
-        """An executable in the PATH of every deployment."""
-        (self.bin / name).write_text(text)
-        (self.bin / name).chmod(0o755)
+        """A command in the PATH of every deployment; a shell script when the text names no interpreter."""
+        path = self.bin / name
+        path.unlink(missing_ok=True)
+        path.write_text(text if text.startswith("#!") else f"#!/bin/sh -e\n{text}\n")
+        path.chmod(0o755)
+
+    def first(self, name: str, text: str) -> None:
+        """Have a command do this before what it does."""
+        interpreter, rest = (self.bin / name).read_text().split("\n", 1)
+        self.script(name, f"{interpreter}\n{text}\n{rest}")
+
+    def block_git(self, command: str, when: str = "true") -> None:
+        """Have `git COMMAND` block before it begins, as `block pull` would; once, and only if `when` holds."""
+        self.script("git", f'''case " $* " in *" {command} "*)
+            if [ ! -e "$LAB/was-blocked" ] && {when}; then touch "$LAB/was-blocked"; block pull; fi;; esac
+            exec {shutil.which("git")} "$@"''')
 
     def env(self, text: str) -> None:
         (self.checkout / ".env").write_text(text)
@@ -172,101 +254,245 @@ class Lab:
 
     def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DEPLOY_"))}
-        identity = {f"GIT_{who}_{what}": "x@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-        return kept | identity | {"LAB": str(self.root), "PATH": f"{self.bin}:{kept['PATH']}",
-                                  "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+        return kept | {"LAB": str(self.root), "PATH": f"{self.bin}:{kept['PATH']}", "HOME": str(self.root / "home")}
 
     def git(self, *arguments: str, folder: Path | None = None) -> str:
         done = subprocess.run(["git", *arguments], cwd=folder or self.author, env=self.environment(), text=True,
-                              capture_output=True, check=True)
+                              capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def push(self, files: dict[str, str | None], message: str = "a change") -> str:
-        """Commit the files (None: removed) and push; the short revision."""
+    def push(self, files: Mapping[str, str | None], message: str = "a change", folder: Path | None = None) -> str:
+        """Commit the files (None: removed) in the author's repository, or elsewhere; the full hash."""
+        place = folder or self.author
         for name, text in files.items():
-            path = self.author / name
+            path = place / name
             if text is None:
                 path.unlink()
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text)
-        self.git("add", "--all")
-        self.git("commit", "--quiet", "--message", message)
-        self.git("push", "--quiet", "origin", "HEAD:main")
-        return self.git("rev-parse", "--short=7", "HEAD")
+        self.git("add", "--all", folder=place)
+        self.git("commit", "--quiet", "--allow-empty", "--message", message, folder=place)
+        return self.git("rev-parse", "HEAD", folder=place)
 
     def setting(self, section: str, key: str, value: str) -> None:
-        """Change the server's own settings file: [section] key, without a commit."""
-        path = self.checkout / "deploy.ini"
-        path.write_text(path.read_text() + f"[{section}]\n{key} = {value}\n")
+        """Change [section] key in the settings of the next push, and deploy nothing yet."""
+        self.push({"deploy.ini": with_setting((self.author / "deploy.ini").read_text(), section, key, value)})
+        self.git("pull", "--quiet", folder=self.checkout)
+
+    # --------------------------------------------------------------------------------------------------------- running
 
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "deploy.py", *arguments], cwd=self.checkout, env=self.environment() | variables, text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        """Start deploy.py in the checkout."""
+        process = subprocess.Popen(
+            [sys.executable, "-S", "deploy.py", *arguments], cwd=self.checkout, env=self.environment() | variables,
+            text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace")
+        self.processes.append(process)
+        return process
 
-    def deploy(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run deploy.py in the checkout, as a user would."""
-        process = self.start(*arguments, **variables)
-        output, _ = process.communicate(timeout=60)
+    @staticmethod
+    def end(process: subprocess.Popen[str], seconds: float = 60) -> Run:
+        """Wait for the end of what was started; its status and all that it said."""
+        output, _ = process.communicate(timeout=seconds)
         return subprocess.CompletedProcess(process.args, process.returncode, output, "")
+
+    def deploy(self, *arguments: str, **variables: str) -> Run:
+        """Run deploy.py in the checkout, as a user would."""
+        return self.end(self.start(*arguments, **variables))
+
+    def blocked(self, name: str, *arguments: str) -> subprocess.Popen[str]:
+        """Start deploy.py and wait until its command `block NAME` runs."""
+        process = self.start(*arguments)
+        self.await_blocked(name, process)
+        return process
+
+    def await_blocked(self, name: str, process: subprocess.Popen[str]) -> None:
+        """Wait until `block NAME` runs."""
+        wait_for(lambda: (self.root / f"blocked-{name}").exists() or process.poll() is not None, f"{name} blocks")
+        assert process.poll() is None, self.end(process).stdout
+
+    def unblock(self, name: str) -> None:
+        """Let `block NAME` end."""
+        (self.root / f"blocked-{name}").unlink()
+
+    def await_waiting(self, process: subprocess.Popen[str]) -> None:
+        """Wait until a deploy.py has opened the lock that another one holds."""
+        folder, lock = Path(f"/proc/{process.pid}/fd"), self.workspace / "lock"
+        wait_for(lambda: any(link.is_symlink() and link.readlink() == lock for link in folder.iterdir()), "it waits")
+        assert process.poll() is None, self.end(process).stdout
+
+    def kill(self, process: subprocess.Popen[str]) -> None:
+        """SIGKILL to the deployer alone."""
+        process.kill()
+        process.wait()
+
+    def kill_all(self) -> None:
+        """SIGKILL to all that a killed deployer left running, as a power cut would."""
+        for number in self.running():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        wait_for(lambda: not self.running(), "all was killed")
+
+    def tick(self) -> None:
+        """Wait for the next second, so that the next run is named after another one."""
+        now = int(time.time())
+        wait_for(lambda: int(time.time()) > now, "the next second")
+
+    # --------------------------------------------------------------------------------------------------------- looking
 
     def live(self) -> str:
         """What the site says now."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.site.port}/", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{site_port()}/", timeout=20) as answer:
                 return str(answer.read().decode())
         except urllib.error.HTTPError as error:
-            return f"{error.code}"
+            with error:
+                return f"{error.code}"
+        except OSError:
+            return "no answer"
+
+    def linked(self, name: str) -> str:
+        """The release that `current` or `previous` points to; nothing when there is no such link."""
+        link = self.workspace / name
+        return (self.workspace / os.readlink(link)).name if link.is_symlink() else ""
 
     def current(self) -> str:
         """The text of the release that `current` points to."""
         return (self.workspace / "current" / "app").read_text()
 
+    def head(self) -> str:
+        """The revision of the checkout."""
+        return self.git("rev-parse", "HEAD", folder=self.checkout)
+
     def history(self) -> list[dict[str, Any]]:
         path = self.workspace / "history.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
+    def results(self) -> list[str]:
+        return [entry["result"] for entry in self.history()]
+
+    def log(self) -> str:
+        """The log of the newest run."""
+        return max((self.workspace / "logs").iterdir()).read_text()
+
     def releases(self) -> list[str]:
-        return sorted(path.name for path in (self.workspace / "releases").iterdir())
+        """The texts of the releases that are there, oldest first."""
+        return [(path / "app").read_text() for path in sorted((self.workspace / "releases").iterdir())]
+
+    def running(self) -> dict[int, str]:
+        """Every process that this lab started, or that those started: number and command."""
+        found = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if f"LAB={self.root}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                    found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        return found
 
     def close(self) -> None:
-        self.site.close()
-        shutil.rmtree(self.root)
+        """End what still runs, which is an error, and remove the folder."""
+        for process in self.processes:
+            self.kill(process)
+            assert process.stdout
+            process.stdout.close()
+        for file in self.root.glob("blocked-*"):
+            file.unlink()
+        try:
+            wait_for(lambda: not self.running(), lambda: f"all has ended: {self.running()}", 10)
+        finally:
+            self.kill_all()
+            shutil.rmtree(self.root)
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
+def with_setting(ini: str, section: str, key: str, value: str) -> str:
+    """The settings file with [section] key set to another value."""
+    lines, inside = [], False
+    for line in ini.strip().splitlines():
+        inside = line == f"[{section}]" if line.startswith("[") else inside
+        if not (inside and line.startswith(f"{key} =")):
+            lines.append(line)
+    if f"[{section}]" not in lines:
+        lines.append(f"[{section}]")
+    lines.insert(lines.index(f"[{section}]") + 1, f"{key} = {value}")
+    return "\n".join(lines) + "\n"
+
+
+def wait_for(condition: Callable[[], Any], what: str | Callable[[], str], seconds: float = 30) -> Any:
     """Poll until the condition holds; its value."""
     until = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > until:
-            raise AssertionError(f"after {seconds:g} s still not: {what}")
+            raise AssertionError(f"after {seconds:g} s still not: {what if isinstance(what, str) else what()}")
         time.sleep(0.01)
     return found
 
 
-class LabTest(unittest.TestCase):
-    """A test with a lab of its own, in which the first release is live."""
+def listing(*folders: Path) -> dict[str, tuple[int, ...]]:
+    """Every path below the folders with its kind, rights, size and time of change."""
+    found: dict[str, tuple[int, ...]] = {}
+    for folder in folders:
+        for path in (folder, *folder.rglob("*")):
+            state = path.lstat()
+            found[str(path)] = (state.st_mode, state.st_size, state.st_mtime_ns, state.st_ino)
+    return found
 
-    deployed = True
+
+class LabTest(unittest.TestCase):
+    """A test with a lab of its own, in which these releases were deployed."""
+
+    deployed: tuple[str, ...] = ("one",)
 
     def setUp(self) -> None:
-        self.lab = Lab()
+        self.lab = Lab(self.deployed)
         self.addCleanup(self.lab.close)
-        if self.deployed:
-            self.assert_deployed(self.lab.deploy(), "one")
 
-    def assert_deployed(self, run: subprocess.CompletedProcess[str], text: str) -> None:
-        self.assertEqual(run.returncode, 0, run.stdout)
-        self.assert_live(text)
+    def assert_status(self, run: Run, status: int) -> None:
+        self.assertEqual(run.returncode, status, run.stdout)
+        self.assertNotIn("Traceback", run.stdout)
 
     def assert_live(self, text: str) -> None:
         """One release is live: what answers and what `current` says are the same."""
         self.assertEqual((self.lab.live(), self.lab.current()), (text, text))
 
+    def assert_deployed(self, run: Run, text: str) -> None:
+        self.assert_status(run, 0)
+        self.assert_live(text)
+        self.assertEqual(self.lab.history()[-1]["result"], "live")
+
+    def assert_sentence(self, run: Run, status: int, parts: Iterable[str]) -> None:
+        """It failed with this status, and its last line is a sentence with these parts."""
+        self.assert_status(run, status)
+        sentence = (run.stdout.splitlines() or [""])[-1]
+        self.assertRegex(sentence, r"^\w+ +FAILED: [^;]+; .+")
+        for part in parts:
+            self.assertIn(part, sentence)
+
+    def assert_failed(self, run: Run, *parts: str, status: int = 1, result: str = "failed", live: str = "one") -> None:
+        """It failed with a sentence, `live` is as live as before, and nothing but the log is left of what failed."""
+        self.assert_live(live)
+        name, entry = self.lab.linked("current"), self.lab.history()[-1]
+        self.assert_sentence(run, status, [*parts, f"{name} is live and healthy"])
+        self.assertEqual((entry["result"], entry["live"]), (result, name))
+        self.assertIn(entry["message"], run.stdout.splitlines()[-1])
+        log = self.lab.workspace / "logs" / f"{entry['started']}.log"
+        self.assertIn(run.stdout.splitlines()[-1], log.read_text())
+        self.assert_only_good_releases()
+
+    def assert_only_good_releases(self) -> None:
+        """Every release that is there was once live and healthy, git knows of no other, and no command runs on."""
+        good = {entry["release"] for entry in self.lab.history() if entry["result"] == "live"}
+        there = {path.name for path in (self.lab.workspace / "releases").iterdir()}
+        trees = self.lab.git("worktree", "list", "--porcelain", folder=self.lab.checkout).split("\n\n")
+        self.assertLessEqual(there, good)
+        self.assertEqual({Path(tree.split()[1]).name for tree in trees}, there | {"checkout"})
+        wait_for(lambda: not self.lab.running(), lambda: f"all has ended: {self.lab.running()}", 10)
+
     @contextlib.contextmanager
-    def no_trace(self) -> Iterator[None]:
-        """What runs in here leaves no release behind."""
-        before = self.lab.releases()
+    def nothing_touched(self) -> Iterator[None]:
+        """The checkout and what is live are afterwards as before."""
+        def state() -> object:
+            files = {path.name: hash(path.read_bytes()) for path in self.lab.checkout.iterdir() if path.is_file()}
+            return self.lab.head(), files, self.lab.linked("current"), self.lab.linked("previous"), self.lab.releases()
+        before = state()
         yield
-        self.assertEqual(self.lab.releases(), before)
+        self.assertEqual(state(), before)

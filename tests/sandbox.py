@@ -46,7 +46,7 @@ command = {python} -c "import sqlite3; print(*sqlite3.connect('{root}/db.sqlite3
 url = http://127.0.0.1:{port}/
 headers =
 contains = name="release"
-deadline = 10
+deadline = 20
 """
 
 ENV = """\

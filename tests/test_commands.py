@@ -1,0 +1,185 @@
+"""The other commands, and what a mistake on the command line says."""
+from __future__ import annotations
+
+import json
+
+from tests.lab import LabTest, with_setting
+
+
+class Status(LabTest):
+    def test_of_a_healthy_site(self) -> None:
+        run = self.lab.deploy("status")
+        self.assert_status(run, 0)
+        for words in (self.lab.linked("current"), "says one", "good: 200 OK", "deployed by"):
+            self.assertIn(words, run.stdout)
+        self.assertRegex(run.stdout, r"(?m)^lock +free$")
+
+    def test_of_a_site_that_is_down(self) -> None:
+        (self.lab.root / "sick").write_text("one")
+        run = self.lab.deploy("status")
+        self.assert_status(run, 1)
+        self.assertIn("BAD: 500 Internal Server Error", run.stdout)
+
+    def test_for_programs(self) -> None:
+        found = json.loads(self.lab.deploy("status", "--json").stdout)
+        self.assertEqual((found["release"], found["revision"]), (self.lab.linked("current"), self.lab.head()))
+        self.assertEqual((found["healthy"], found["lock"]), (True, ""))
+
+    def test_during_a_deployment(self) -> None:
+        self.lab.script("services", "block services")
+        process = self.lab.blocked("services")
+        found = json.loads(self.lab.deploy("status", "--json").stdout)
+        self.lab.unblock("services")
+        self.assert_deployed(self.lab.end(process), "one")
+        self.assertRegex(found["lock"], rf"^deploy by .* \(process {process.pid}\), at services$")
+
+
+class NothingDeployed(LabTest):
+    deployed = ()
+
+    def test_status(self) -> None:
+        run = self.lab.deploy("status")
+        self.assert_status(run, 1)
+        self.assertRegex(run.stdout, r"(?m)^live +nothing$")
+
+    def test_other_commands(self) -> None:
+        self.assertEqual(self.lab.deploy("history").stdout, "")
+        self.assert_sentence(self.lab.deploy("logs"), 1, ["there is no such log"])
+        self.assert_sentence(self.lab.deploy("manage", "check"), 1, ["nothing is live yet", "deploy first"])
+        self.assert_sentence(self.lab.deploy("rollback"), 1, ["no earlier healthy release"])
+        self.assert_status(self.lab.deploy("check"), 0)
+
+
+class History(LabTest):
+    def setUp(self) -> None:
+        super().setUp()
+        self.lab.push({"app": "two", "static": "broken"}, "breaks the static files")
+        self.assert_failed(self.lab.deploy())
+
+    def test_for_humans(self) -> None:
+        run = self.lab.deploy("history")
+        self.assert_status(run, 0)
+        good, bad = run.stdout.splitlines()
+        line = r"^\d{8}T\d{6}Z  live +deploy +[0-9a-f]{7} +[\d.]+ s  says one  \(env .* restart [\d.]+\)$"
+        self.assertRegex(good, line)
+        self.assertRegex(bad, r"  failed +deploy .* breaks the static files  \(env .* services [\d.]+\)$")
+
+    def test_for_programs(self) -> None:
+        lines = [json.loads(line) for line in self.lab.deploy("history", "--json").stdout.splitlines()]
+        self.assertEqual(lines, self.lab.history())
+
+
+class Logs(LabTest):
+    def test_the_newest_or_the_one_that_is_named(self) -> None:
+        first = self.lab.linked("current")
+        newest = self.lab.log()
+        self.assertEqual(self.lab.deploy("logs").stdout, newest)
+        self.lab.push({"app": "two"})
+        self.assert_deployed(self.lab.deploy(), "two")
+        self.assertIn("a change", self.lab.deploy("logs").stdout)
+        self.assertEqual(self.lab.deploy("logs", first).stdout, newest)
+
+    def test_following_ends_when_the_run_ends(self) -> None:
+        self.lab.script("services", "echo the beginning; block services; echo the end")
+        process = self.lab.blocked("services")
+        following = self.lab.start("logs", "-f")
+        assert following.stdout
+        seen: list[str] = []
+        while "the beginning" not in "".join(seen[-1:]):
+            seen.append(following.stdout.readline())
+        self.assertIsNone(following.poll())
+        self.lab.unblock("services")
+        self.assert_deployed(self.lab.end(process), "one")
+        run = self.lab.end(following)
+        self.assert_status(run, 0)
+        self.assertEqual("".join(seen) + run.stdout, self.lab.log())
+
+    def test_following_when_nothing_runs_ends_at_once(self) -> None:
+        self.assertEqual(self.lab.deploy("logs", "--follow").stdout, self.lab.log())
+
+    def test_of_a_release_that_never_was(self) -> None:
+        run = self.lab.deploy("logs", "20000101T000000Z-0123456")
+        self.assert_sentence(run, 1, ["there is no such log", "history"])
+
+
+class Manage(LabTest):
+    def test_it_runs_in_the_live_release_with_its_environment_and_status(self) -> None:
+        run = self.lab.deploy("manage", "shell", "-c", "x=1")
+        release = (self.lab.workspace / "current").resolve()
+        self.assertEqual(run.stdout, f"['shell', '-c', 'x=1'] {release} a $ecret = value # of 1\n")
+        self.assertEqual(run.returncode, 7)
+
+
+class Check(LabTest):
+    def test_a_server_that_is_ready(self) -> None:
+        run = self.lab.deploy("check")
+        self.assert_status(run, 0)
+        self.assertEqual(run.stdout, "ready to deploy\n")
+
+    def problems(self, count: int) -> str:
+        run = self.lab.deploy("check")
+        self.assert_status(run, 1)
+        self.assertEqual(run.stdout.count("problem: "), count, run.stdout)
+        return run.stdout
+
+    def test_every_problem_of_the_server_at_once(self) -> None:
+        (self.lab.bin / "services").unlink()
+        (self.lab.root / "sick").write_text("one")
+        self.lab.git("remote", "set-url", "origin", "/nowhere", folder=self.lab.checkout)
+        said = self.problems(3)
+        for words in ("services is not installed", "not healthy: 500",
+                      "remote branch cannot be read; try: git ls-remote"):
+            self.assertIn(words, said)
+
+    def test_every_problem_of_the_checkout_at_once(self) -> None:
+        self.lab.env("export A=1\n")
+        (self.lab.checkout / "Pipfile.lock").unlink()
+        said = self.problems(2)
+        for words in (".env, line 1: ", "Pipfile.lock is not there; run pipenv lock"):
+            self.assertIn(words, said)
+
+    def test_it_changes_nothing(self) -> None:
+        with self.nothing_touched():
+            self.lab.deploy("check")
+        self.assertEqual(self.lab.results(), ["live"])
+
+
+class CommandLine(LabTest):
+    def test_usage(self) -> None:
+        for arguments in (["deploi"], ["--nonsense"], ["deploy", "--wait", "long"], ["deploy", "a", "b"], ["-c"]):
+            with self.subTest(arguments), self.nothing_touched():
+                run = self.lab.deploy(*arguments)
+                self.assert_status(run, 2)
+                self.assertIn("usage: deploy.py", run.stdout)
+
+    def test_help(self) -> None:
+        for arguments in (["--help"], ["deploy", "--help"], ["manage", "--help"]):
+            run = self.lab.deploy(*arguments)
+            self.assert_status(run, 0)
+            self.assertIn("usage: deploy.py", run.stdout)
+
+    def test_a_settings_file_that_is_not_there(self) -> None:
+        for command in ("deploy", "status", "check", "rollback"):
+            run = self.lab.deploy("-c", "nowhere.ini", command)
+            self.assert_sentence(run, 78, ["nowhere.ini cannot be read: No such file or directory", "with -c"])
+
+    def test_every_mistake_in_the_settings_file_at_once(self) -> None:
+        path = self.lab.checkout / "deploy.ini"
+        path.write_text(with_setting(path.read_text(), "health", "timeout", "soon") + "[pul]\n")
+        with self.nothing_touched():
+            run = self.lab.deploy()
+        self.assert_sentence(run, 78, ["deploy.ini has 2 mistakes"])
+        for words in ("[health] timeout 'soon' is not a number of seconds",
+                      "[pul] is not a section; did you mean pull?"):
+            self.assertIn(words, run.stdout)
+
+    def test_another_settings_file(self) -> None:
+        settings = (self.lab.checkout / "deploy.ini").read_text()
+        (self.lab.checkout / "other.ini").write_text(with_setting(settings, "static", "before", "echo the other file"))
+        run = self.lab.deploy("-c", "other.ini")
+        self.assert_deployed(run, "one")
+        self.assertIn("| the other file", run.stdout)
+
+    def test_from_another_folder(self) -> None:
+        run = self.lab.deploy("-c", str(self.lab.checkout / "deploy.ini"), "status")
+        self.assert_status(run, 0)

@@ -1,0 +1,214 @@
+"""What stands in the way of a pull is told apart, and nothing is touched."""
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tests.lab import LabTest
+
+
+class RefusedPull(LabTest):
+    """Each case has a sentence of its own; afterwards the checkout and the live release are as before."""
+
+    def refused(self, *parts: str, arguments: tuple[str, ...] = ()) -> None:
+        with self.nothing_touched():
+            run = self.lab.deploy(*arguments)
+        self.assert_failed(run, "pull ", *parts)
+
+    def remedied(self) -> None:
+        self.assert_deployed(self.lab.deploy(), "two")
+
+    def test_diverged(self) -> None:
+        self.lab.push({"app": "two"})
+        self.lab.push({"local": ""}, folder=self.lab.checkout)
+        self.refused("main in", "origin/main diverged", "git reset --keep origin/main")
+        self.lab.git("reset", "--quiet", "--keep", "origin/main", folder=self.lab.checkout)
+        self.remedied()
+
+    def test_force_pushed(self) -> None:
+        self.lab.git("commit", "--quiet", "--amend", "--allow-empty", "--message", "another")
+        self.refused("origin/main diverged", "git reset --keep origin/main")
+
+    def test_changed_file(self) -> None:
+        self.lab.push({"app": "two"})
+        (self.lab.checkout / "app").write_text("by hand")
+        self.refused("changes in", "stand in the way: app;", "git stash --include-untracked")
+        self.lab.git("stash", "--quiet", "--include-untracked", folder=self.lab.checkout)
+        self.remedied()
+
+    def test_untracked_file(self) -> None:
+        self.lab.push({"app": "two", "added": "by git"})
+        (self.lab.checkout / "added").write_text("by hand")
+        self.refused("stand in the way: added;")
+        self.lab.git("stash", "--quiet", "--include-untracked", folder=self.lab.checkout)
+        self.remedied()
+
+    def test_ignored_file(self) -> None:
+        (self.lab.author / ".gitignore").write_text(".env\nmedia/\n")
+        self.lab.push({"app": "two", "settings.local": "by git"})
+        (self.lab.checkout / "settings.local").write_text("by hand")
+        self.refused("stand in the way: settings.local;")
+        (self.lab.checkout / "settings.local").unlink()
+        self.remedied()
+
+    def test_untracked_folder_where_a_file_comes(self) -> None:
+        self.lab.push({"app": "two", "data": "by git"})
+        (self.lab.checkout / "data").mkdir()
+        (self.lab.checkout / "data" / "by hand").write_text("")
+        self.refused("stand in the way: data")
+
+    def test_untracked_file_where_a_folder_comes(self) -> None:
+        self.lab.push({"app": "two", "data/file": "by git"})
+        (self.lab.checkout / "data").write_text("by hand")
+        self.refused("stand in the way: data")
+
+    def test_detached_head(self) -> None:
+        self.lab.push({"app": "two"})
+        self.lab.git("checkout", "--quiet", "--detach", folder=self.lab.checkout)
+        self.refused("is not on the branch main", f"git -C {self.lab.checkout} checkout main")
+        self.lab.git("checkout", "--quiet", "main", folder=self.lab.checkout)
+        self.remedied()
+
+    def test_another_branch(self) -> None:
+        self.lab.git("checkout", "--quiet", "-b", "other", folder=self.lab.checkout)
+        self.refused("is not on the branch main", "checkout main")
+
+    def test_stale_index_lock(self) -> None:
+        self.lab.push({"app": "two"})
+        stale = self.lab.checkout / ".git" / "index.lock"
+        stale.touch()
+        self.refused("another git is at work", f"rm {stale}")
+        stale.unlink()
+        self.remedied()
+
+    def test_unreachable_remote(self) -> None:
+        self.lab.git("remote", "set-url", "origin", "/nowhere", folder=self.lab.checkout)
+        self.refused("the remote origin cannot be reached", "git ls-remote origin")
+
+    def test_missing_remote(self) -> None:
+        self.lab.git("remote", "remove", "origin", folder=self.lab.checkout)
+        self.refused("no remote origin")
+
+    def test_missing_branch(self) -> None:
+        self.lab.setting("pull", "branch", "maain")
+        self.refused("the remote origin has no branch maain", "mend [pull] branch")
+
+    def test_unknown_revision(self) -> None:
+        self.refused("there is no revision 0123abc", "that was pushed", arguments=("deploy", "0123abc"))
+
+    def test_revision_that_looks_like_an_option(self) -> None:
+        self.refused("there is no revision", arguments=("deploy", "--", "--all"))
+
+
+class Pull(LabTest):
+    def test_a_change_by_hand_that_is_not_in_the_way_stays(self) -> None:
+        self.lab.push({"app": "two"})
+        (self.lab.checkout / "static").write_text("by hand")
+        (self.lab.checkout / "notes").write_text("by hand")
+        self.assert_deployed(self.lab.deploy(), "two")
+        texts = {(self.lab.checkout / name).read_text() for name in ("static", "notes")}
+        self.assertEqual((texts, (self.lab.workspace / "current" / "static").read_text()), ({"by hand"}, ""))
+
+    def test_what_was_removed_is_gone(self) -> None:
+        self.lab.push({"app": "two", "old": ""})
+        self.assert_deployed(self.lab.deploy(), "two")
+        self.lab.push({"app": "three", "old": None})
+        self.assert_deployed(self.lab.deploy(), "three")
+        self.assertFalse((self.lab.checkout / "old").exists())
+
+
+class Revision(LabTest):
+    """`deploy REVISION` deploys it and leaves the checkout on its branch."""
+
+    deployed = ("one", "two")
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.first, self.second = (entry["revision"] for entry in self.lab.history())
+
+    def takes(self, revision: str, text: str) -> None:
+        self.assert_deployed(self.lab.deploy("deploy", revision), text)
+        self.assertEqual(self.lab.head(), self.second)
+        self.assertEqual(self.lab.git("branch", "--show-current", folder=self.lab.checkout), "main")
+
+    def test_an_older_commit(self) -> None:
+        self.takes(self.first[:8], "one")
+
+    def test_a_tag(self) -> None:
+        self.lab.git("tag", "v0", self.first)
+        self.takes("v0", "one")
+
+    def test_a_tag_that_is_on_no_branch(self) -> None:
+        self.lab.push({"app": "three"})
+        self.lab.git("tag", "--annotate", "--message", "v", "v1")
+        self.lab.git("reset", "--quiet", "--hard", "HEAD~1")
+        self.takes("v1", "three")
+
+    def test_another_branch(self) -> None:
+        self.lab.git("checkout", "--quiet", "-b", "feature/x")
+        for text in ("three", "four"):
+            self.lab.push({"app": text})
+            self.takes("feature/x", text)
+
+
+class Submodules(LabTest):
+    def test_they_are_checked_out_in_each_release(self) -> None:
+        part = self.lab.root / "part"
+        self.lab.git("init", "--quiet", "--initial-branch=main", str(part), folder=self.lab.root)
+        for text in ("part one", "part two"):
+            self.lab.push({"part": text}, folder=part)
+            if text == "part one":
+                self.lab.git("submodule", "--quiet", "add", str(part), "part")
+            self.lab.git("pull", "--quiet", "origin", "main", folder=self.lab.author / "part")
+            self.lab.push({"app": text})
+            self.assert_deployed(self.lab.deploy(), text)
+            self.assertEqual((self.lab.workspace / "current" / "part" / "part").read_text(), text)
+        self.assert_only_good_releases()
+
+    def test_one_that_cannot_be_had(self) -> None:
+        part = self.lab.root / "part"
+        self.lab.git("init", "--quiet", "--initial-branch=main", str(part), folder=self.lab.root)
+        self.lab.push({"part": "x"}, folder=part)
+        self.lab.git("submodule", "--quiet", "add", str(part), "part")
+        self.lab.push({"app": "two"})
+        shutil.rmtree(part)
+        with self.nothing_touched():
+            run = self.lab.deploy()
+        self.assert_failed(run, "pull ", "submodule update")
+
+
+class Install(LabTest):
+    """What the install step needs and does not find."""
+
+    def test_no_lock_file(self) -> None:
+        self.lab.push({"app": "two", "Pipfile.lock": None})
+        self.assert_failed(self.lab.deploy(), "install", "this revision has no Pipfile.lock", "run pipenv lock")
+
+    def test_not_a_lock_file(self) -> None:
+        for text in ("<<<<<<< HEAD", "[]", "{}"):
+            with self.subTest(text):
+                self.lab.push({"app": "two", "Pipfile.lock": text})
+                self.assert_failed(self.lab.deploy(), "Pipfile.lock is not a lock file", "run pipenv lock")
+
+    def test_no_pipenv(self) -> None:
+        (self.lab.bin / "pipenv").unlink()
+        usual = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/snap/bin"
+        if shutil.which("pipenv", path=usual):
+            self.skipTest("this machine has a pipenv where it is always looked for")
+        self.lab.push({"app": "two", "Pipfile.lock": '{"_meta": {}}'})
+        tools = Path(self.lab.bin)
+        for name in ("git", "sh", "readlink", "mv", "true", "mkdir", "ln", "echo"):
+            (tools / name).symlink_to(shutil.which(name) or name)
+        run = self.lab.deploy(PATH=str(tools))
+        self.assert_failed(run, "install", "pipenv is not installed, or not in PATH", "apt-get install pipenv")
+
+    def test_no_python(self) -> None:
+        self.lab.push({"app": "two", "Pipfile.lock": '{"_meta": {"requires": {"python_version": "3.99"}}}'})
+        self.assert_failed(self.lab.deploy(), "install", "python3.99 is not on this server",
+                           "sudo apt-get install python3.99")
+
+    def test_another_lock_has_an_environment_of_its_own(self) -> None:
+        self.lab.push({"app": "two", "Pipfile.lock": '{"_meta": {}, "default": {}}'})
+        self.assert_deployed(self.lab.deploy(), "two")
+        environments = {path.resolve() for path in self.lab.workspace.glob("releases/*/.venv")}
+        self.assertEqual(len(environments), 2)

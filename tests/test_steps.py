@@ -1,0 +1,237 @@
+"""Each step and the health check made to fail: what is live, the exit status, the sentence, what is left."""
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partialmethod
+
+from tests.lab import LabTest, wait_for
+
+STEPS = ["env", "pull", "install", "services", "static", "migrate", "restart"]
+
+
+class BeforeTheSwitch(LabTest):
+    """What is live is not even touched."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.lab.push({"app": "two"})
+        self.touched = self.lab.root / "serving"
+        self.since = self.touched.stat().st_mtime_ns
+
+    def tearDown(self) -> None:
+        self.assertEqual(self.touched.stat().st_mtime_ns, self.since, "the live site was restarted")
+
+    def test_env_with_a_refused_line(self) -> None:
+        self.lab.env("GOOD=1\nexport BAD=1\n")
+        with self.nothing_touched():
+            run = self.lab.deploy()
+        self.assert_sentence(run, 78, [".env has 1 mistake", "nothing was touched", "mend the lines named above"])
+        self.assertIn(".env, line 2: ", run.stdout)
+        self.assert_live("one")
+        self.assertEqual(self.lab.results(), ["live"])
+
+    def test_install(self) -> None:
+        self.lab.push({"Pipfile": "# another", "Pipfile.lock": '{"_meta": {}}'})
+        self.lab.script("pipenv", '[ "$1" = verify ] || { echo no such package; exit 3; }')
+        run = self.lab.deploy()
+        self.assert_failed(run, "install", "`pipenv install --deploy` ended with status 3", "mend", "deploy again")
+        self.assertIn("| no such package", run.stdout)
+
+    def test_install_of_a_stale_lock(self) -> None:
+        self.lab.push({"Pipfile.lock": '{"_meta": {}}'})
+        self.lab.script("pipenv", "exit 1")
+        self.assert_failed(self.lab.deploy(), "Pipfile.lock is stale", "run pipenv lock")
+
+    def test_install_that_failed_is_built_again(self) -> None:
+        self.lab.push({"Pipfile.lock": '{"_meta": {}}'})
+        script = (self.lab.bin / "pipenv").read_text()
+        self.lab.script("pipenv", f'{script}\n[ "$1" = verify ] || exit 1')
+        self.assert_failed(self.lab.deploy())
+        self.lab.script("pipenv", script)
+        run = self.lab.deploy()
+        self.assert_deployed(run, "two")
+        self.assertIn("installed by", run.stdout)
+        self.since = self.touched.stat().st_mtime_ns
+
+    def test_services(self) -> None:
+        self.lab.script("services", "echo no space left; exit 4")
+        run = self.lab.deploy()
+        self.assert_failed(run, "services", "`services up` ended with status 4")
+        self.assertIn("| no space left", run.stdout)
+        self.assertIn(f"in {self.lab.checkout}: services up", run.stdout)
+
+    def test_services_that_are_not_installed(self) -> None:
+        (self.lab.bin / "services").unlink()
+        self.assert_failed(self.lab.deploy(), "services is not installed, or not in PATH")
+
+    def test_services_past_their_time_limit(self) -> None:
+        self.lab.setting("services", "timeout", "0.2")
+        self.lab.script("services", "block services & block services")
+        self.assert_failed(self.lab.deploy(), "`services up` was ended after its time limit of 0.2 s")
+
+    def test_static(self) -> None:
+        self.lab.push({"static": "broken"})
+        run = self.lab.deploy()
+        self.assert_failed(run, "static", "`python manage.py collectstatic --noinput` ended with status 1")
+        self.assertIn("| the static files are broken", run.stdout)
+
+    def test_migrate_in_the_middle(self) -> None:
+        self.lab.push({"migrations": "app.0001_first\napp.0002_good\napp.0003_bad\napp.0004_good\n"})
+        run = self.lab.deploy()
+        backup = max((self.lab.workspace / "backups").iterdir())
+        self.assert_failed(run, "migrate", "applied, which stay: app.0002_good;", f"before them is in {backup}")
+        self.assertEqual((self.lab.root / "database").read_text().split(), ["app.0001_first", "app.0002_good"])
+        self.assertEqual(backup.read_text(), "the whole database\n")
+
+    def test_migrate_at_the_first(self) -> None:
+        self.lab.push({"migrations": "app.0001_first\napp.0002_bad\n"})
+        self.assert_failed(self.lab.deploy(), "migrations applied, which stay: none;")
+
+    def test_the_plan(self) -> None:
+        self.lab.script("during-plan", "echo no database; exit 1")
+        run = self.lab.deploy()
+        self.assert_failed(run, "migrate", "`python manage.py migrate --plan` ended with status 1")
+        self.assertIn("| no database", run.stdout)
+
+    def assert_not_migrated(self) -> None:
+        self.assertEqual((self.lab.root / "database").read_text(), "app.0001_first")
+        self.assertEqual(len(list((self.lab.workspace / "backups").iterdir())), 1, "half a backup is left")
+
+    def test_the_backup(self) -> None:
+        self.lab.push({"migrations": "app.0001_first\napp.0002_good\n"})
+        self.lab.setting("backup", "command", "sh -c 'echo half; echo no database >&2; exit 2'")
+        run = self.lab.deploy()
+        self.assert_failed(run, "migrate", "ended with status 2")
+        self.assertIn("| no database", run.stdout)
+        self.assert_not_migrated()
+
+    def test_the_backup_is_empty(self) -> None:
+        self.lab.push({"migrations": "app.0001_first\napp.0002_good\n"})
+        self.lab.setting("backup", "command", "true")
+        self.assert_failed(self.lab.deploy(), "migrate", "the backup is empty", "mend [backup] command")
+        self.assert_not_migrated()
+
+    def test_a_candidate_that_cannot_boot_never_touches_the_database(self) -> None:
+        self.lab.push({"boot": "broken", "migrations": "app.0001_first\napp.0002_good\n"})
+        run = self.lab.deploy()
+        self.assert_failed(run, "migrate", "the candidate was not proven: it does not start", "mend it and push")
+        self.assertIn("| ImportError: cannot import the application", run.stdout)
+        self.assert_not_migrated()
+
+    def test_a_candidate_that_cannot_boot(self) -> None:
+        self.lab.push({"boot": "broken"})
+        self.assert_failed(self.lab.deploy(), "restart", "the candidate was not proven: it does not start")
+
+    def test_a_candidate_that_boots_for_ever(self) -> None:
+        self.lab.setting("restart", "timeout", "0.3")
+        self.lab.script("gunicorn", "exec block candidate")
+        self.assert_failed(self.lab.deploy(), "restart", "the candidate was not proven: it has not started after 0.3 s")
+
+    def test_a_candidate_that_answers_500(self) -> None:
+        self.lab.push({"health": "500"})
+        self.assert_failed(self.lab.deploy(), "restart", "the candidate was not proven: 500 Internal Server Error",
+                           "on the private socket, expected 200", "mend it and push")
+
+    def test_a_candidate_without_the_text(self) -> None:
+        self.lab.setting("health", "contains", "one")
+        self.assert_failed(self.lab.deploy(), "the candidate was not proven: 200 OK", "without the text 'one'")
+
+    def test_a_candidate_that_never_answers(self) -> None:
+        self.lab.setting("health", "timeout", "0.3")
+        (self.lab.root / "hold").write_text("candidate")
+        self.assert_failed(self.lab.deploy(), "the candidate was not proven: no answer from")
+
+
+class AfterTheSwitch(LabTest):
+    """What was live before is live again."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.lab.push({"app": "two"})
+
+    def sick(self, *texts: str) -> None:
+        (self.lab.root / "sick").write_text(" ".join(texts))
+
+    def test_a_restart_that_fails(self) -> None:
+        self.lab.first("restart", "grep -qx one $LAB/checkout/.deploy/current/app || exit 5")
+        self.assert_failed(self.lab.deploy(), "restart", "`restart` ended with status 5", "deploy again")
+
+    def test_a_restart_that_fails_every_time_and_leaves_the_old_release_running(self) -> None:
+        self.lab.script("restart", "exit 5")
+        self.assert_failed(self.lab.deploy(), "restart", "`restart` ended with status 5")
+
+    def test_a_site_that_is_not_healthy(self) -> None:
+        self.sick("two")
+        run = self.lab.deploy()
+        self.assert_failed(run, "the site is not healthy: 500 Internal Server Error for http://127.0.0.1", "mend it")
+        self.assertIn(f"going back to {self.lab.linked('current')}", run.stdout)
+
+    def test_a_restart_that_leaves_the_old_release_running(self) -> None:
+        release = (self.lab.workspace / "current").resolve()
+        self.lab.script("restart", ":")
+        with subprocess.Popen([sys.executable, "-c", "input()", "gunicorn"], cwd=release, stdin=subprocess.PIPE) as old:
+            run = self.lab.deploy()
+            old.communicate(b"\n")
+        self.assert_failed(run, f"gunicorn runs in {release}, not in ", "its service must run in")
+
+    def test_the_previous_release_is_what_it_was(self) -> None:
+        self.sick("three", "four")
+        for text in ("three", "four"):
+            self.lab.push({"app": text})
+            self.assert_failed(self.lab.deploy())
+            self.assertEqual(self.lab.linked("previous"), "")
+
+    def test_a_hook_after_the_restart(self) -> None:
+        self.lab.setting("restart", "after", "sh -c 'exit 6'")
+        self.assert_failed(self.lab.deploy(), "restart", "`sh -c 'exit 6'` ended with status 6")
+
+    def test_the_old_release_does_not_come_back_healthy(self) -> None:
+        self.sick("one", "two")
+        run = self.lab.deploy()
+        self.assert_sentence(run, 3, [f"{self.lab.linked('current')} is live and NOT healthy: 500"])
+        self.assertEqual((self.lab.current(), self.lab.results()), ("one", ["live", "failed"]))
+
+    def test_a_mended_push_needs_no_hand(self) -> None:
+        self.sick("one", "two")
+        self.assert_sentence(self.lab.deploy(), 3, [])
+        self.lab.push({"app": "three"})
+        self.assert_deployed(self.lab.deploy(), "three")
+        self.assert_only_good_releases()
+
+
+class Hooks(LabTest):
+    """A hook before or after a step that fails is as if the step failed."""
+
+    def fails(self, step: str, hook: str) -> None:
+        self.lab.push({"app": "two"})
+        self.lab.setting(step, hook, "sh -c 'exit 6'")
+        self.assert_failed(self.lab.deploy(), f"{step} ", "`sh -c 'exit 6'` ended with status 6")
+
+
+for each in STEPS:
+    setattr(Hooks, f"test_before_{each}", partialmethod(Hooks.fails, each, "before"))
+    setattr(Hooks, f"test_after_{each}", partialmethod(Hooks.fails, each, "after"))
+
+
+class FirstDeploymentFails(LabTest):
+    deployed = ()
+
+    def test_before_the_switch(self) -> None:
+        self.lab.push({"static": "broken"})
+        run = self.lab.deploy()
+        self.assert_sentence(run, 1, ["no release is live yet"])
+        self.assertEqual((self.lab.linked("current"), self.lab.releases(), self.lab.results()), ("", [], ["failed"]))
+
+    def test_after_the_switch_a_human_is_needed(self) -> None:
+        (self.lab.root / "sick").write_text("one")
+        run = self.lab.deploy()
+        self.assert_sentence(run, 3, ["the site is not healthy: 500", "nothing was live before it"])
+        self.assertEqual(self.lab.results(), ["failed"])
+
+    def test_after_the_switch_a_mended_push_needs_no_hand(self) -> None:
+        (self.lab.root / "sick").write_text("one")
+        self.assert_sentence(self.lab.deploy(), 3, [])
+        self.lab.push({"app": "two"})
+        self.assert_deployed(self.lab.deploy(), "two")
+        wait_for(lambda: not self.lab.running(), "all has ended")
