@@ -1495,6 +1495,15 @@ def problems(site: Site) -> Iterator[tuple[str, str]]:
     for tool in dict.fromkeys(["git", *programs]):
         if tool != "python" and not shutil.which(tool, path=site.base["PATH"]):
             yield f"{tool} is not installed, or not in PATH", INSTALLED_BY.get(tool, "install it")
+    tries = [["docker", "compose", "version"]] if "docker" in programs else []
+    tries += [["sudo", "-n", "--list", *argv[2:]] for argv in settings["restart.command"] if argv[:2] == ("sudo", "-n")]
+    for argv in tries:
+        try:
+            site.runner.run(argv, site.checkout, site.base, 60, quiet=True)
+        except CommandFailed as error:
+            yield error.what, "install docker-compose-v2, or let sudo allow it without a password: see the README"
+        except Failure:
+            continue  # that it is not installed was said
     for look in (site.check_owner, lambda: site.variables, lambda: site.find_python(lock)):
         try:
             look()

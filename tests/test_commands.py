@@ -138,6 +138,11 @@ class Check(LabTest):
         for words in (".env, line 1: ", "Pipfile.lock is not there; run pipenv lock"):
             self.assertIn(words, said)
 
+    def test_a_command_that_sudo_does_not_allow(self) -> None:
+        self.lab.setting("restart", "command", "sudo -n restart gunicorn")
+        self.lab.script("sudo", 'echo "sudo: a password is required"; exit 1')
+        self.assertIn("`sudo -n --list restart gunicorn` ended with status 1", self.problems(1))
+
     def test_it_changes_nothing(self) -> None:
         with self.nothing_touched():
             self.lab.deploy("check")
