@@ -1231,9 +1231,6 @@ class Deployment(Site):
             os.set_inheritable(self.lock.descriptor, False)
         else:
             left = self.lock.take(self.options.wait, self.output)
-            while (self.workspace.logs / f"{self.started}.log").exists():  # the run before began in this very second
-                time.sleep(0.1)
-                self.started = clock("%Y%m%dT%H%M%SZ")
         self.runner.inherited = (self.lock.descriptor,)
         self.lock.write(command=self.options.command, by=started_by(), since=clock(), started=self.started,
                         pid=os.getpid(), step="its start", target=left.get("target"))
@@ -1337,7 +1334,10 @@ class Deployment(Site):
         self.output.say(f"done in {self.seconds[step]:.1f} s")
 
     def open_log(self) -> None:
-        """There is something to do: show and log all from now on."""
+        """There is something to do: show and log all from now on, under a name that no other run has had."""
+        while not self.output.log and not self.resumed and (self.workspace.logs / f"{self.started}.log").exists():
+            time.sleep(0.1)  # the run before began in this very second
+            self.started = clock("%Y%m%dT%H%M%SZ")
         self.output.open_log(self.workspace.logs / f"{self.started}.log")
 
     def record(self, result: str, message: str = "", **changes: object) -> None:
