@@ -325,6 +325,7 @@ class NginxTest(ServerCase):
         server.put(site, (PROJECT / "nginx/gforms.conf").read_text())
         server.run(f"rm /etc/nginx/sites-enabled/default && ln -s {site} /etc/nginx/sites-enabled/")
         server.run("chmod o+x /home/ubuntu && nginx -t && systemctl reload nginx")
+        until("nginx has read the file", 20, lambda: server.http("/").status == 503)  # a reload does not wait
         for release, name in (
             ("new", HASHED),
             ("new", "plain.css"),
@@ -338,8 +339,10 @@ class NginxTest(ServerCase):
 
     def _application(self) -> None:
         """Run the small application until the end of the test."""
+        address = "http://127.0.0.1:8000/"
+        self.addCleanup(until, "the application is gone", 20, lambda: self.server.http(address).status == 0)
         self.enterContext(ended(self.server.start(["python3", "-c", APPLICATION])))
-        until("the application answers", 20, lambda: self.server.http("http://127.0.0.1:8000/").status == 200)
+        until("the application answers", 20, lambda: self.server.http(address).status == 200)
 
     def test_static_files(self) -> None:
         """The live release's file, else the previous one's; for ever when its name has a hash."""
