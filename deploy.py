@@ -31,6 +31,7 @@ import contextlib
 import difflib
 import errno
 import fcntl
+import grp
 import hashlib
 import io
 import json
@@ -43,6 +44,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -58,6 +60,7 @@ if sys.version_info < (3, 11):
 
 SCRIPT = Path(__file__).resolve()
 HEARTBEAT = 15.0  # seconds without a line of output before one says that the step still runs
+ROOM = 1 << 30  # bytes of disk that must be free
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 TAIL = 20  # lines of a failed command's output that are shown again
 PIECE = 1 << 20  # bytes: a line that is longer is read in pieces
@@ -85,6 +88,7 @@ class CommandFailed(Failure):
     def __init__(self, argv: Sequence[str], folder: Path, ended: str, tail: Sequence[str]) -> None:
         command, last = shlex.join(argv), next((line.strip() for line in reversed(tail) if line.strip()), "no output")
         details = [f"in {folder}: {command}", f"{ended}; its last lines:", *(f"| {line}" for line in tail)]
+        self.last = f"{last[:200]} ({ended})"
         super().__init__(f"`{command}` {ended} ({last[:200]})", "mend that and deploy again", FAILED, details)
 
 
@@ -150,12 +154,19 @@ count = matching(r"\d+", "a whole number", int)
 number = matching(r"0*[1-9]\d*", "a whole number of 1 or more", int)
 url = matching(r"(https?://[^/\s]+(/\S*)?)?", "a URL, as in http://127.0.0.1:8000/")
 status = matching(r"[1-5]\d\d", "an HTTP status, as in 200", int)
+named = matching(r"[\w-]+:\s*\S.*", "a name and its command, as in nginx: systemctl is-active nginx",
+                 lambda line: line.split(":", 1))
 header = matching(r"[\w-]+:.*", "a header, as in X-Forwarded-Proto: https", lambda line: line.split(":", 1))
 
 
 def shared_paths(text: str) -> tuple[str, ...]:
     """Paths inside the checkout, one a word."""
     return tuple(below(word) for word in text.split())
+
+
+def named_commands(text: str) -> dict[str, tuple[str, ...]]:
+    """One `name: command` a line, each split as a shell would split it."""
+    return {name: commands(command)[0] for name, command in map(named, filter(None, map(str.strip, text.splitlines())))}
 
 
 def header_lines(text: str) -> dict[str, str]:
@@ -193,6 +204,7 @@ OPTIONS: tuple[tuple[str, str, Kind, str], ...] = (
      ("sudo -n systemctl restart gunicorn-standby\n"
       "sudo -n systemctl restart gunicorn\n"
       "sudo -n systemctl stop --no-block gunicorn-standby")),
+    ("restart", "proxy", commands, "sudo -n nginx -t\nsudo -n systemctl reload-or-restart nginx"),
     ("restart", "timeout", seconds, "120"),
     ("health", "url", url, "http://127.0.0.1:8000/admin/login/"),
     ("health", "host", str, ""),
@@ -201,6 +213,14 @@ OPTIONS: tuple[tuple[str, str, Kind, str], ...] = (
     ("health", "contains", str, ""),
     ("health", "timeout", seconds, "5"),
     ("health", "deadline", seconds, "30"),
+    ("status", "checks", named_commands,
+     ("gunicorn: systemctl is-active gunicorn\n"
+      "nginx: systemctl is-active nginx\n"
+      "postgresql: docker exec postgresql pg_isready --host 127.0.0.1\n"
+      "redis: docker exec redis redis-cli -e ping\n"
+      "database: python manage.py shell -v 0 -c "
+      "'from django.db import connection; connection.ensure_connection()'")),
+    ("status", "timeout", seconds, "20"),
     ("backup", "command", commands,
      ("docker exec postgresql sh -c "
       "'exec pg_dump --format=custom --username=\"$POSTGRES_USER\" \"$POSTGRES_DB\"'")),
@@ -884,11 +904,15 @@ class Site:
         return found
 
     @cached_property
+    def hosts(self) -> list[str]:
+        """The public names of the site: those of ALLOWED_HOSTS."""
+        return [each for each in re.split(r"[,\s]+", self.variables.get("ALLOWED_HOSTS", "")) if each not in ("", "*")]
+
+    @cached_property
     def health(self) -> HealthCheck | None:
         """The health check; its Host is by default the first of ALLOWED_HOSTS. None when its url is empty."""
         chosen = {key: self.settings[f"health.{key}"] for key in SECTIONS["health"]}
-        allowed = re.split(r"[,\s]+", self.variables.get("ALLOWED_HOSTS", ""))
-        chosen["host"] = chosen["host"] or next((each.lstrip(".") for each in allowed if each not in ("", "*")), "")
+        chosen["host"] = chosen["host"] or next((each.lstrip(".") for each in self.hosts), "")
         return HealthCheck(**chosen) if chosen["url"] else None
 
     def project(self, release: Path) -> Path:
@@ -937,6 +961,24 @@ class Site:
     def ask_health(self, seconds: float = 0) -> Answer:
         """Whether the site answers its health check within so many seconds, and what was seen."""
         return self.health.wait(seconds) if self.health else (True, "not asked: [health] url is empty")
+
+    def ask_checks(self, release: Path) -> dict[str, Answer]:
+        """What the commands of [status] checks found: the last line of each, and whether it ended with status 0."""
+        found: dict[str, Answer] = {}
+        for name, argv in self.settings["status.checks"].items():
+            try:
+                said = self.run("status.checks", release, quiet=True, only=argv)
+                found[name] = True, (said.splitlines() or ["it ended with status 0"])[-1]
+            except Failure as error:
+                found[name] = False, error.last if isinstance(error, CommandFailed) else error.what
+        return found
+
+    def ask_disk(self) -> Answer:
+        """Whether there is room for a deployment, and what the workspace takes."""
+        disk = shutil.disk_usage(self.checkout)
+        sizes = {each.name: sum(file.lstat().st_size for file in each.rglob("*")) for each in self.workspace.folders}
+        taken = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in sizes.items())
+        return disk.free >= ROOM, f"{disk.free / 1e9:.1f} GB free; {taken}"
 
     def state(self) -> tuple[int, str]:
         """The exit status that a failure deserves, and what is live, asked for now."""
@@ -1143,6 +1185,8 @@ class Deployment(Site):
             point(self.workspace.previous, old)
         point(self.workspace.current, self.release)
         self.run("restart.command", self.release)
+        if self.options.command == "restart":
+            self.run("restart.proxy", self.release)
         self.check_health(self.release)
 
     def prove(self, candidate: Candidate, health: HealthCheck) -> str:
@@ -1299,6 +1343,14 @@ class Deployment(Site):
         self.output.say(f"from {live.name if live else 'nothing'} to {release.name}")
         self.take(("restart",))
 
+    def restart_all(self) -> None:
+        """Restart everything that the live release needs, in the order of a deployment; it proves itself first."""
+        live = self.workspace.live()
+        if not live:
+            raise Failure("nothing is live yet", "deploy first: python3 deploy.py")
+        self.release, self.revision = live, self.workspace.entry(live).get("revision", "")
+        self.take(("services", "restart"))
+
     def take(self, steps: Sequence[str]) -> None:
         """Take the steps, record the success, and remove what is past its keep."""
         self.open_log()
@@ -1435,21 +1487,29 @@ def rollback_command(site: Deployment) -> int:
     return site.under_lock(site.rollback)
 
 
+def restart_command(site: Deployment) -> int:
+    """Restart everything: the services, gunicorn behind its stand-by, nginx; then the health check."""
+    return site.under_lock(site.restart_all)
+
+
 def status_command(site: Site) -> int:
-    """What is live, since when, whether it is healthy, and who holds the lock; 0 only if it is healthy."""
-    live = site.workspace.live()
+    """What is live, since when, whether it and all that it needs is well, and who holds the lock; 0 only if all is."""
+    live, mask = site.workspace.live(), site.output.mask
     entry, holder = site.workspace.entry(live), site.lock.holder()
-    good, saw = site.ask_health()
-    saw = site.output.mask(saw)
+    answers = {"health": site.ask_health(), **site.ask_checks(live or site.checkout), "disk": site.ask_disk()}
+    healthy = bool(live) and all(good for good, _ in answers.values())
     if site.options.json:
         found = {key: entry.get(key) for key in ("revision", "subject", "ended", "by")}
-        found |= {"release": live.name if live else None, "healthy": bool(live) and good, "health": saw, "lock": holder}
+        found |= {"release": live.name if live else None, "healthy": healthy, "lock": holder}
+        found["checks"] = {name: {"good": good, "saw": mask(saw)} for name, (good, saw) in answers.items()}
         print(json.dumps(found, indent=2))
     else:
-        print(f"live      {live.name if live else 'nothing'}  {entry.get('subject', '')}".rstrip())
-        print(f"since     {entry.get('ended', 'unknown')}, deployed by {entry.get('by', 'unknown')}")
-        print(f"health    {'good' if good else 'BAD'}: {saw}\nlock      {holder or 'free'}")
-    return OK if live and good else FAILED
+        print(f"{'live':<11} {live.name if live else 'nothing'}  {entry.get('subject', '')}".rstrip())
+        print(f"{'since':<11} {entry.get('ended', 'unknown')}, deployed by {entry.get('by', 'unknown')}")
+        for name, (good, saw) in answers.items():
+            print(f"{name:<11} {'good' if good else 'BAD'}: {mask(saw)}")
+        print(f"{'lock':<11} {holder or 'free'}")
+    return OK if healthy else FAILED
 
 
 def history_command(site: Site) -> int:
@@ -1496,7 +1556,8 @@ def problems(site: Site) -> Iterator[tuple[str, str]]:
         if tool != "python" and not shutil.which(tool, path=site.base["PATH"]):
             yield f"{tool} is not installed, or not in PATH", INSTALLED_BY.get(tool, "install it")
     tries = [["docker", "compose", "version"]] if "docker" in programs else []
-    tries += [["sudo", "-n", "--list", *argv[2:]] for argv in settings["restart.command"] if argv[:2] == ("sudo", "-n")]
+    tries += [["sudo", "-n", "--list", *argv[2:]] for argv in settings["restart.command"] + settings["restart.proxy"]
+              if argv[:2] == ("sudo", "-n")]
     for argv in tries:
         try:
             site.runner.run(argv, site.checkout, site.base, 60, quiet=True)
@@ -1518,7 +1579,7 @@ def problems(site: Site) -> Iterator[tuple[str, str]]:
     for folder in (site.checkout, site.workspace.root):
         if folder.exists() and not os.access(folder, os.W_OK):
             yield f"{folder} cannot be written to", f"sudo chown -R {user_name(os.geteuid())} {folder}"
-    if shutil.disk_usage(site.checkout).free < 1 << 30:
+    if shutil.disk_usage(site.checkout).free < ROOM:
         yield "less than 1 GiB of disk space is free", "make room, as with docker system prune"
     if not site.git.ask("ls-remote", settings["pull.remote"], f"refs/heads/{settings['pull.branch']}"):
         yield "the remote branch cannot be read", f"try: git ls-remote {settings['pull.remote']}"
@@ -1529,6 +1590,230 @@ def check_command(site: Site) -> int:
     lines = [f"problem: {what}; {remedy}" for what, remedy in problems(site)]
     print(site.output.mask("\n".join(lines or ["ready to deploy"])))
     return FAILED if lines else OK
+
+
+# ---------------------------------------------------------------------------------------------------- set-up
+
+PACKAGES = {"git": "git", "sudo": "sudo", "nginx": "nginx", "pipenv": "pipenv", "docker": "docker.io"}
+SECURE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # where sudo looks for a program
+UNITS, NGINX, SUDOERS = Path("/etc/systemd/system"), Path("/etc/nginx"), Path("/etc/sudoers.d")
+
+
+class Setup(Site):
+    """What a server needs before its first deployment: each part is checked, and put in place where it differs."""
+
+    def __init__(self, options: argparse.Namespace, output: Output) -> None:
+        super().__init__(options, output)
+        output.label, owner = "setup", pwd.getpwuid(self.checkout.stat().st_uid)
+        self.user, self.group = owner.pw_name, grp.getgrgid(owner.pw_gid).gr_name
+        self.changes, self.undo = 0, contextlib.ExitStack()  # what puts the server back when a later part fails
+
+    def ask(self, *argv: str, shown: bool = False) -> str:
+        """What a command wrote, run as root; Failure when it fails."""
+        environment = self.base | {"DEBIAN_FRONTEND": "noninteractive"}
+        return self.runner.run(argv, self.checkout, environment, 3600, quiet=not shown)
+
+    def holds(self, *argv: str) -> bool:
+        """Whether a command ends with status 0."""
+        with contextlib.suppress(Failure):
+            self.ask(*argv)
+            return True
+        return False
+
+    def change(self, *argv: str, undo: Sequence[str] = (), shown: bool = False) -> None:
+        """Run a command that changes something, and know what takes it back; a dry run only says it."""
+        self.changes += 1
+        self.output.say(f"$ {shlex.join(argv)}", shown=not shown or self.options.dry_run)
+        if not self.options.dry_run:
+            if undo:
+                self.undo.callback(self.holds, *undo)
+            self.ask(*argv, shown=shown)
+
+    def place(self, path: Path, text: str, mode: int = 0o644) -> None:
+        """Put a file in its place if it differs, with what was there kept beside it."""
+        old = path.read_text(encoding="utf-8") if path.exists() else None
+        if text == old:
+            return
+        self.changes += 1
+        self.output.say(f"write {path}")
+        if self.options.dry_run:
+            for line in difflib.unified_diff((old or "").splitlines(), text.splitlines(), "now", "then", lineterm=""):
+                self.output.say(line)
+            return
+        beside, kept = (path.with_name(f"{path.name}.{ending}") for ending in ("new", clock("%Y%m%dT%H%M%SZ")))
+        beside.write_text(text, encoding="utf-8")
+        beside.chmod(mode)
+        if old is None:
+            self.undo.callback(path.unlink, missing_ok=True)
+        else:
+            shutil.copy2(path, kept)
+            self.undo.callback(kept.replace, path)
+        beside.replace(path)
+
+    def filled(self, source: Path) -> str:
+        """The text of a shipped file, with the path, the user and the names of this site."""
+        text = source.read_text(encoding="utf-8").replace("/home/ubuntu/gforms", str(self.checkout))
+        text = text.replace("server_name gforms.example.com;", f"server_name {' '.join(self.hosts)};")
+        text = re.sub(r"^User=.*", f"User={self.user}", text, flags=re.MULTILINE)
+        return re.sub(r"^Group=.*", f"Group={self.group}", text, flags=re.MULTILINE)
+
+    def set_up(self) -> None:
+        """Every part, in an order in which the site that is there goes on until the end."""
+        timer = self.options.timer
+        units = [each for each in sorted((self.checkout / "systemd").iterdir()) if timer or "deploy" not in each.name]
+        sockets = [each for each in units if each.suffix == ".socket"]
+        in_place = not self.workspace.live() and self.holds("systemctl", "is-active", "gunicorn")
+        if in_place and (changed := self.as_owner("git", "status", "--porcelain", "--untracked-files=no")):
+            raise Failure(f"changes in {self.checkout} are in no commit: {changed.split(maxsplit=1)[1]}",
+                          "commit and push them, or what runs now cannot become a release")
+        self.packages()
+        self.verify_units(units)
+        self.take_port(self.place_units(sockets))
+        self.place_units(units)
+        self.enable(units)
+        self.sudoers()
+        for folder in [*reversed(self.checkout.parents), self.checkout]:  # nginx must reach the static files
+            if not folder.stat().st_mode & 0o001:
+                self.change("chmod", "o+x", str(folder), undo=("chmod", "o-x", str(folder)))
+        if in_place:  # what runs in the checkout itself becomes the first release
+            revision = self.as_owner("git", "rev-parse", "HEAD")
+            self.change("sudo", "-Hu", self.user, "--", sys.executable, str(SCRIPT), "-c", str(self.settings_file),
+                        "deploy", revision, shown=True)
+        self.proxy()
+
+    def as_owner(self, *argv: str) -> str:
+        """What a command of the checkout's owner wrote."""
+        return self.ask("sudo", "-Hu", self.user, "--", *argv)
+
+    def packages(self) -> None:
+        """The programs of a deployment, and its user's right to Docker."""
+        settings, path = self.settings, self.base["PATH"]
+        programs = {argv[0] for step in STEP_NAMES for argv in settings.get(f"{step}.command", ())} | {"git", "nginx"}
+        missing = [PACKAGES[each] for each in sorted(programs & {*PACKAGES}) if not shutil.which(each, path=path)]
+        if "docker" in programs and not self.holds("docker", "compose", "version"):
+            known = self.holds("apt-cache", "show", "docker-compose-v2")
+            missing.append("docker-compose-v2" if known else "docker-compose")  # Ubuntu's name, and Debian's
+        if missing:
+            self.change("apt-get", "update")
+            self.change("apt-get", "install", "--yes", *missing)
+        if "docker" in programs and "docker" not in self.ask("id", "-nG", self.user).split():
+            self.change("usermod", "--append", "--groups", "docker", self.user)
+
+    def verify_units(self, units: Sequence[Path]) -> None:
+        """Failure when systemd does not accept the units."""
+        with tempfile.TemporaryDirectory() as folder:
+            for each in units:  # the program that they start is there only after the first deployment
+                text = re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", self.filled(each), flags=re.MULTILINE)
+                Path(folder, each.name).write_text(text, encoding="utf-8")
+            self.ask("systemd-analyze", "verify", *(f"{folder}/{each.name}" for each in units))
+
+    def place_units(self, units: Sequence[Path]) -> bool:
+        """Put the units in their place and have systemd read them; whether one differed."""
+        if not self.options.dry_run:
+            self.undo.callback(self.holds, "systemctl", "daemon-reload")
+        before = self.changes
+        for each in units:
+            self.place(UNITS / each.name, self.filled(each))
+        if self.changes == before:
+            return False
+        self.change("systemctl", "daemon-reload")
+        return True
+
+    def take_port(self, changed: bool) -> None:
+        """The socket holds the port of the site; a gunicorn that held it by itself goes on behind it."""
+        if not changed and self.holds("systemctl", "is-active", "gunicorn.socket"):
+            return
+        running = self.holds("systemctl", "is-active", "gunicorn")
+        if running:
+            self.change("systemctl", "stop", "gunicorn.socket", "gunicorn", undo=("systemctl", "restart", "gunicorn"))
+        self.change("systemctl", "start", "gunicorn.socket", undo=("systemctl", "disable", "--now", "gunicorn.socket"))
+        if running:
+            self.change("systemctl", "start", "gunicorn")
+
+    def enable(self, units: Sequence[Path]) -> None:
+        """What is there after a reboot."""
+        for each in units:
+            if "[Install]" in each.read_text(encoding="utf-8") and not self.holds("systemctl", "is-enabled", each.name):
+                now = ["--now"] if each.suffix == ".timer" else []
+                self.change("systemctl", "enable", *now, each.name, undo=("systemctl", "disable", *now, each.name))
+
+    def sudoers(self) -> None:
+        """The right to run as root what [restart] runs with sudo, and nothing else."""
+        rights = []
+        for argv in self.settings["restart.command"] + self.settings["restart.proxy"]:
+            if argv[:2] == ("sudo", "-n"):
+                words = " ".join(re.sub(r"([\\,:=*?!\[\] ])", r"\\\1", word) for word in argv[3:])
+                program = shutil.which(argv[2], path=SECURE_PATH) or argv[2]
+                rights.append(f'{program} {words or chr(34) * 2}')  # "": without any argument
+        if not rights:
+            return
+        text = f"# What [restart] of {self.settings_file} runs.\n{self.user} ALL=(root) NOPASSWD: {', '.join(rights)}\n"
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write(text)
+            file.flush()
+            self.ask("visudo", "--check", "--file", file.name)
+        self.place(SUDOERS / re.sub(r"\W", "-", f"{self.checkout.name}-deploy"), text, 0o440)
+
+    def proxy(self) -> None:
+        """nginx's site, tried together with the other sites, in place of those with the same names."""
+        available, enabled, before = NGINX / "sites-available", NGINX / "sites-enabled", self.changes
+        ours = {each.name: self.filled(each) for each in sorted((self.checkout / "nginx").glob("*.conf"))}
+        others = [each for each in sorted(enabled.glob("*")) if each.exists() and each.name not in ours]
+        same = re.compile(rf"server_name[^;]*[\s]({'|'.join(map(re.escape, self.hosts))})[\s;]")
+        replaced = [each for each in others if each.name == "default" or same.search(each.read_text(encoding="utf-8"))]
+        for each in (*replaced, *(enabled / name for name in ours)):
+            if each.exists() and "managed by Certbot" in each.read_text(encoding="utf-8"):
+                self.output.say(f"{each} is managed by Certbot: nginx is left as it is")
+                return
+        if NGINX.exists() or not self.options.dry_run:
+            self.try_sites(ours | {each.name: each.read_text(encoding="utf-8") for each in {*others} - {*replaced}})
+        for each in replaced:
+            kept = str(available / f"{each.name}.{clock('%Y%m%dT%H%M%SZ')}")
+            self.change("mv", str(each), kept, undo=("mv", kept, str(each)))
+        for name, text in ours.items():
+            self.place(available / name, text)
+            if not (enabled / name).exists():
+                link = str(enabled / name)
+                self.change("ln", "-s", f"../sites-available/{name}", link, undo=("rm", link))
+        if self.changes > before:
+            self.change("systemctl", "reload-or-restart", "nginx")
+
+    def try_sites(self, sites: Mapping[str, str]) -> None:
+        """Failure when nginx does not accept its configuration with these sites, and no other, enabled."""
+        with (tempfile.TemporaryDirectory() as folder,
+              tempfile.NamedTemporaryFile("w", dir=NGINX, prefix="nginx.conf.") as main):
+            for name, text in sites.items():
+                Path(folder, name).write_text(text, encoding="utf-8")
+            main.write((NGINX / "nginx.conf").read_text(encoding="utf-8").replace(str(NGINX / "sites-enabled"), folder))
+            main.flush()
+            self.ask("nginx", "-t", "-q", "-c", main.name)
+
+
+def setup_command(site: Setup) -> int:
+    """As root: put in place what a server needs before its first deployment; safe to run again."""
+    if os.geteuid():
+        raise Failure("only root may set a server up", f"sudo python3 {SCRIPT} setup", MISTAKE)
+    if site.user == "root" or not re.fullmatch(r"[\w./+-]+", str(site.checkout)):
+        raise Failure(f"{site.checkout} must belong to the user who deploys, and have a plain name",
+                      "mend it: chown -R, or mv", MISTAKE)
+    if not site.hosts:
+        raise Failure("ALLOWED_HOSTS in .env names no host", "write the public names of the site there", MISTAKE)
+    if not (site.checkout / "systemd").is_dir():
+        raise Failure(f"{site.checkout} has no folder systemd", "commit it, with nginx, beside deploy.py", MISTAKE)
+    if holder := site.lock.holder():
+        raise Failure(f"another run holds the lock: {holder}", "wait for it", LOCKED)
+    try:
+        with site.undo:
+            site.set_up()
+            site.undo.pop_all()
+    except Failure as error:
+        error.live = "what it had changed was put back, but for packages and groups"
+        if isinstance(error, CommandFailed):
+            error.remedy = f"mend that, then: sudo python3 {SCRIPT} setup"
+        raise
+    verb = "would be made" if site.options.dry_run else "made"
+    site.output.say(f"{plural(site.changes, 'change')} {verb}" if site.changes else "nothing to change")
+    return OK
 
 
 # ---------------------------------------------------------------------------------------------- command line
@@ -1542,8 +1827,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
                         help="the settings file (default: deploy.ini beside deploy.py)")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     added = {}
-    for act in (deploy_command, rollback_command, status_command, history_command, logs_command, check_command,
-                manage_command):
+    for act in (deploy_command, rollback_command, restart_command, status_command, history_command, logs_command,
+                check_command, manage_command, setup_command):
         name = act.__name__.removesuffix("_command")
         added[name] = commands.add_parser(name, help=act.__doc__, description=act.__doc__)
         added[name].set_defaults(act=act)
@@ -1551,10 +1836,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     deploy.add_argument("revision", nargs="?", default="", help="a branch, tag or commit (default: [pull] branch)")
     deploy.add_argument("--if-changed", action="store_true",
                         help="do and say nothing unless the branch, .env or the settings changed")
-    deploy.add_argument("--dry-run", action="store_true", help="say what would be done, change nothing")
+    for name in ("deploy", "setup"):
+        added[name].add_argument("--dry-run", action="store_true", help="say what would be done, change nothing")
+    added["setup"].add_argument("--timer", action="store_true", help="deploy what is new every five minutes, too")
     for name in ("rollback", "logs"):
         added[name].add_argument("release", nargs="?", default="", help="a release of the history")
-    for name in ("deploy", "rollback"):
+    for name in ("deploy", "rollback", "restart"):
         added[name].add_argument("--wait", type=float, default=0, metavar="SECONDS",
                                  help="wait so long for another run to end (default: do not wait)")
     for name in ("status", "history"):
@@ -1577,8 +1864,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone
     output = Output()
     try:
-        kind = Deployment if options.command in ("deploy", "rollback") else Site
-        return int(options.act(kind(options, output)))
+        kinds = {"deploy": Deployment, "rollback": Deployment, "restart": Deployment, "setup": Setup}
+        return int(options.act(kinds.get(options.command, Site)(options, output)))
     except Failure as failure:
         error = failure
     except Exception as unforeseen:  # noqa: BLE001 - never a traceback

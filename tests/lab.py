@@ -11,7 +11,7 @@ files of its repository, so that a commit can be made that fails in any way:
 
 Files of the lab itself steer the rest:
 
-    bin/       the commands of every deployment: pipenv, services, gunicorn, restart, and `block NAME`,
+    bin/       the commands of every deployment: pipenv, services, gunicorn, restart, proxy, and `block NAME`,
                which says that it runs with the file `blocked-NAME`, and ends when that file is removed
     serving    the release that the live site serves; `restart` writes it
     sick       the texts for which the live site answers 500
@@ -122,7 +122,7 @@ readlink -f "$LAB/checkout/.deploy/current" > "$LAB/serving.new"
 mv "$LAB/serving.new" "$LAB/serving"
 '''
 
-SCRIPTS = {"gunicorn": CANDIDATE, "block": BLOCK, "pipenv": PIPENV, "restart": RESTART, "services": "#!/bin/sh\n"}
+SCRIPTS = {"gunicorn": CANDIDATE, "block": BLOCK, "pipenv": PIPENV, "restart": RESTART, "services": "#!/bin/sh\n", "proxy": "#!/bin/sh\n"}
 
 INI = """
 [deploy]
@@ -136,7 +136,11 @@ command = echo the whole database
 [restart]
 candidate = gunicorn {{socket}}
 command = restart
+proxy = proxy
 timeout = 20
+[status]
+checks =
+    app: echo at work
 [health]
 url = http://127.0.0.1:{port}/
 headers =
