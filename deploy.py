@@ -1597,6 +1597,7 @@ def check_command(site: Site) -> int:
 PACKAGES = {"git": "git", "sudo": "sudo", "nginx": "nginx", "pipenv": "pipenv", "docker": "docker.io"}
 SECURE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # where sudo looks for a program
 UNITS, NGINX, SUDOERS = Path("/etc/systemd/system"), Path("/etc/nginx"), Path("/etc/sudoers.d")
+ENABLED = NGINX / "sites-enabled"
 
 
 class Setup(Site):
@@ -1658,28 +1659,30 @@ class Setup(Site):
         return re.sub(r"^Group=.*", f"Group={self.group}", text, flags=re.MULTILINE)
 
     def set_up(self) -> None:
-        """Every part, in an order in which the site that is there goes on until the end."""
+        """Check every part, then put it in place, in an order in which the site that is there goes on."""
         timer = self.options.timer
         units = [each for each in sorted((self.checkout / "systemd").iterdir()) if timer or "deploy" not in each.name]
-        sockets = [each for each in units if each.suffix == ".socket"]
-        in_place = not self.workspace.live() and self.holds("systemctl", "is-active", "gunicorn")
+        running = self.holds("systemctl", "is-active", "gunicorn")
+        in_place = running and not self.workspace.live()
         if in_place and (changed := self.as_owner("git", "status", "--porcelain", "--untracked-files=no")):
             raise Failure(f"changes in {self.checkout} are in no commit: {changed.split(maxsplit=1)[1]}",
                           "commit and push them, or what runs now cannot become a release")
         self.packages()
         self.verify_units(units)
-        self.take_port(self.place_units(sockets))
+        rights, (sites, replaced) = self.rights(), self.sites()
+        # a gunicorn that holds the port by itself goes on behind the socket, as it is, with its own unit
+        self.take_port(self.place_units([each for each in units if each.suffix == ".socket" or not running]), running)
         self.place_units(units)
         self.enable(units)
-        self.sudoers()
+        self.place(SUDOERS / re.sub(r"\W", "-", f"{self.checkout.name}-deploy"), rights, 0o440)
         for folder in [*reversed(self.checkout.parents), self.checkout]:  # nginx must reach the static files
             if not folder.stat().st_mode & 0o001:
                 self.change("chmod", "o+x", str(folder), undo=("chmod", "o-x", str(folder)))
-        if in_place:  # what runs in the checkout itself becomes the first release
+        if in_place:  # what it runs becomes the first release
             revision = self.as_owner("git", "rev-parse", "HEAD")
             self.change("sudo", "-Hu", self.user, "--", sys.executable, str(SCRIPT), "-c", str(self.settings_file),
                         "deploy", revision, shown=True)
-        self.proxy()
+        self.place_sites(sites, replaced)
 
     def as_owner(self, *argv: str) -> str:
         """What a command of the checkout's owner wrote."""
@@ -1719,14 +1722,13 @@ class Setup(Site):
         self.change("systemctl", "daemon-reload")
         return True
 
-    def take_port(self, changed: bool) -> None:
-        """The socket holds the port of the site; a gunicorn that held it by itself goes on behind it."""
+    def take_port(self, changed: bool, running: bool) -> None:
+        """The socket holds the port of the site; a gunicorn that is `running` goes on behind it."""
         if not changed and self.holds("systemctl", "is-active", "gunicorn.socket"):
             return
-        running = self.holds("systemctl", "is-active", "gunicorn")
         if running:
             self.change("systemctl", "stop", "gunicorn.socket", "gunicorn", undo=("systemctl", "restart", "gunicorn"))
-        self.change("systemctl", "start", "gunicorn.socket", undo=("systemctl", "disable", "--now", "gunicorn.socket"))
+        self.change("systemctl", "start", "gunicorn.socket", undo=("systemctl", "stop", "gunicorn.socket"))
         if running:
             self.change("systemctl", "start", "gunicorn")
 
@@ -1737,56 +1739,63 @@ class Setup(Site):
                 now = ["--now"] if each.suffix == ".timer" else []
                 self.change("systemctl", "enable", *now, each.name, undo=("systemctl", "disable", *now, each.name))
 
-    def sudoers(self) -> None:
-        """The right to run as root what [restart] runs with sudo, and nothing else."""
+    def rights(self) -> str:
+        """The sudoers file: the right to run as root what [restart] runs with sudo, and nothing else."""
         rights = []
         for argv in self.settings["restart.command"] + self.settings["restart.proxy"]:
             if argv[:2] == ("sudo", "-n"):
                 words = " ".join(re.sub(r"([\\,:=*?!\[\] ])", r"\\\1", word) for word in argv[3:])
                 program = shutil.which(argv[2], path=SECURE_PATH) or argv[2]
-                rights.append(f'{program} {words or chr(34) * 2}')  # "": without any argument
-        if not rights:
-            return
-        text = f"# What [restart] of {self.settings_file} runs.\n{self.user} ALL=(root) NOPASSWD: {', '.join(rights)}\n"
+                rights.append(f"{self.user} ALL=(root) NOPASSWD: {program} {words or chr(34) * 2}\n")  # "": no argument
+        text = f"# What [restart] of {self.settings_file} runs.\n{''.join(rights)}"
         with tempfile.NamedTemporaryFile("w") as file:
             file.write(text)
             file.flush()
             self.ask("visudo", "--check", "--file", file.name)
-        self.place(SUDOERS / re.sub(r"\W", "-", f"{self.checkout.name}-deploy"), text, 0o440)
+        return text
 
-    def proxy(self) -> None:
-        """nginx's site, tried together with the other sites, in place of those with the same names."""
-        available, enabled, before = NGINX / "sites-available", NGINX / "sites-enabled", self.changes
+    def sites(self) -> tuple[dict[str, str], list[Path]]:
+        """nginx's files for this site, tried with all the others; and those of them that these take the place of."""
         ours = {each.name: self.filled(each) for each in sorted((self.checkout / "nginx").glob("*.conf"))}
-        others = [each for each in sorted(enabled.glob("*")) if each.exists() and each.name not in ours]
-        same = re.compile(rf"server_name[^;]*[\s]({'|'.join(map(re.escape, self.hosts))})[\s;]")
-        replaced = [each for each in others if each.name == "default" or same.search(each.read_text(encoding="utf-8"))]
-        for each in (*replaced, *(enabled / name for name in ours)):
-            if each.exists() and "managed by Certbot" in each.read_text(encoding="utf-8"):
+        others = {each: each.read_text(encoding="utf-8") for each in sorted(ENABLED.glob("*")) if each.exists()}
+        same = re.compile(rf"server_name[^;]*\s({'|'.join(map(re.escape, self.hosts))})[\s;]")
+        replaced = [each for each, text in others.items()
+                    if each.name not in ours and (each.name == "default" or same.search(text))]
+        for each, text in others.items():
+            if (each in replaced or each.name in ours) and "managed by Certbot" in text:
                 self.output.say(f"{each} is managed by Certbot: nginx is left as it is")
-                return
+                return {}, []
         if NGINX.exists() or not self.options.dry_run:
-            self.try_sites(ours | {each.name: each.read_text(encoding="utf-8") for each in {*others} - {*replaced}})
-        for each in replaced:
-            kept = str(available / f"{each.name}.{clock('%Y%m%dT%H%M%SZ')}")
-            self.change("mv", str(each), kept, undo=("mv", kept, str(each)))
-        for name, text in ours.items():
-            self.place(available / name, text)
-            if not (enabled / name).exists():
-                link = str(enabled / name)
-                self.change("ln", "-s", f"../sites-available/{name}", link, undo=("rm", link))
-        if self.changes > before:
-            self.change("systemctl", "reload-or-restart", "nginx")
+            self.try_sites({each.name: text for each, text in others.items() if each not in replaced} | ours)
+        return ours, replaced
 
     def try_sites(self, sites: Mapping[str, str]) -> None:
         """Failure when nginx does not accept its configuration with these sites, and no other, enabled."""
-        with (tempfile.TemporaryDirectory() as folder,
-              tempfile.NamedTemporaryFile("w", dir=NGINX, prefix="nginx.conf.") as main):
+        with tempfile.TemporaryDirectory() as folder:
+            staged = Path(folder)
+            for each in NGINX.iterdir():  # for what it includes with a relative path
+                (staged / each.name).symlink_to(each)
+            for name in ("nginx.conf", ENABLED.name):
+                (staged / name).unlink()
+            main = (NGINX / "nginx.conf").read_text(encoding="utf-8")
+            (staged / "nginx.conf").write_text(main.replace(str(ENABLED), f"{staged}/{ENABLED.name}"), encoding="utf-8")
+            (staged / ENABLED.name).mkdir()
             for name, text in sites.items():
-                Path(folder, name).write_text(text, encoding="utf-8")
-            main.write((NGINX / "nginx.conf").read_text(encoding="utf-8").replace(str(NGINX / "sites-enabled"), folder))
-            main.flush()
-            self.ask("nginx", "-t", "-q", "-c", main.name)
+                (staged / ENABLED.name / name).write_text(text, encoding="utf-8")
+            self.ask("nginx", "-t", "-q", "-c", f"{staged}/nginx.conf")
+
+    def place_sites(self, sites: Mapping[str, str], replaced: Sequence[Path]) -> None:
+        """Put nginx's files in place and have nginx read them."""
+        available, before = NGINX / "sites-available", self.changes
+        for each in replaced:
+            kept = str(available / f"{each.name}.{clock('%Y%m%dT%H%M%SZ')}")
+            self.change("mv", str(each), kept, undo=("mv", kept, str(each)))
+        for name, text in sites.items():
+            self.place(available / name, text)
+            if not (link := ENABLED / name).exists():
+                self.change("ln", "-s", f"../sites-available/{name}", str(link), undo=("rm", str(link)))
+        if self.changes > before:
+            self.change("systemctl", "reload-or-restart", "nginx")
 
 
 def setup_command(site: Setup) -> int:
