@@ -35,6 +35,7 @@ import grp
 import hashlib
 import io
 import json
+import math
 import os
 import pwd
 import re
@@ -60,6 +61,7 @@ if sys.version_info < (3, 11):
 
 SCRIPT = Path(__file__).resolve()
 HEARTBEAT = 15.0  # seconds without a line of output before one says that the step still runs
+DAY = 86_400  # seconds
 ROOM = 1 << 30  # bytes of disk that must be free
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 TAIL = 20  # lines of a failed command's output that are shown again
@@ -221,6 +223,8 @@ OPTIONS: tuple[tuple[str, str, Kind, str], ...] = (
       "database: python manage.py shell -v 0 -c "
       "'from django.db import connection; connection.ensure_connection()'")),
     ("status", "timeout", seconds, "20"),
+    ("check", "command", commands, "python manage.py check --deploy --fail-level WARNING"),
+    ("check", "timeout", seconds, "60"),
     ("backup", "command", commands,
      ("docker exec postgresql sh -c "
       "'exec pg_dump --format=custom --username=\"$POSTGRES_USER\" \"$POSTGRES_DB\"'")),
@@ -640,6 +644,7 @@ class Workspace:
         self.releases, self.venvs, self.backups, self.logs = self.folders = [
             root / name for name in ("releases", "venvs", "backups", "logs")]
         self.current, self.previous, self.history_file = root / "current", root / "previous", root / "history.jsonl"
+        self.maintenance = root / "maintenance"  # nginx answers 503 while this file is there
 
     def make(self) -> None:
         """Make the folders that are not there yet, and have git ignore them all."""
@@ -979,6 +984,18 @@ class Site:
         sizes = {each.name: sum(file.lstat().st_size for file in each.rglob("*")) for each in self.workspace.folders}
         taken = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in sizes.items())
         return disk.free >= ROOM, f"{disk.free / 1e9:.1f} GB free; {taken}"
+
+    def certificate(self) -> float | None:
+        """The days that the site's certificate is still good; None without HTTPS, SSLError when it is refused."""
+        import ssl
+
+        name = next((each.lstrip(".") for each in self.hosts), "localhost")
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            with (socket.create_connection(("127.0.0.1", 443), 5) as raw,
+                  ssl.create_default_context().wrap_socket(raw, server_hostname=name) as tls):
+                ends = str((tls.getpeercert() or {})["notAfter"])
+            return (ssl.cert_time_to_seconds(ends) - time.time()) / DAY
+        return None
 
     def state(self) -> tuple[int, str]:
         """The exit status that a failure deserves, and what is live, asked for now."""
@@ -1497,6 +1514,8 @@ def status_command(site: Site) -> int:
     live, mask = site.workspace.live(), site.output.mask
     entry, holder = site.workspace.entry(live), site.lock.holder()
     answers = {"health": site.ask_health(), **site.ask_checks(live or site.checkout), "disk": site.ask_disk()}
+    if site.workspace.maintenance.exists():
+        answers["maintenance"] = False, "nginx answers 503 to everyone; end it: python3 deploy.py maintenance off"
     healthy = bool(live) and all(good for good, _ in answers.values())
     if site.options.json:
         found = {key: entry.get(key) for key in ("revision", "subject", "ended", "by")}
@@ -1539,6 +1558,18 @@ def logs_command(site: Site) -> int:
     return OK
 
 
+def maintenance_command(site: Site) -> int:
+    """Have nginx answer 503 to everyone (on), or let users in again (off); the health check goes past it."""
+    site.check_owner()
+    site.workspace.make()
+    if site.options.state == "on":
+        site.workspace.maintenance.touch()
+    else:
+        site.workspace.maintenance.unlink(missing_ok=True)
+    print(f"maintenance is {site.options.state}")
+    return OK
+
+
 def manage_command(site: Site) -> int:
     """manage.py of the live release, in its environment."""
     live = site.workspace.live()
@@ -1548,24 +1579,29 @@ def manage_command(site: Site) -> int:
     os.execvpe("python", ["python", "manage.py", *site.options.arguments], site.environment(live))
 
 
-def problems(site: Site) -> Iterator[tuple[str, str]]:
-    """What would make a deployment fail, as far as it can be known beforehand, each with its remedy."""
+Findings = Iterator[tuple[str, str]]  # what is wrong, and its remedy
+
+
+def problems(site: Site) -> Findings:
+    """What would make a deployment fail, as far as it can be known beforehand."""
     settings, lock = site.settings, site.project(site.checkout) / "Pipfile.lock"
     programs = [argv[0] for step in STEP_NAMES for argv in settings.get(f"{step}.command", ())]
     for tool in dict.fromkeys(["git", *programs]):
         if tool != "python" and not shutil.which(tool, path=site.base["PATH"]):
             yield f"{tool} is not installed, or not in PATH", INSTALLED_BY.get(tool, "install it")
-    tries = [["docker", "compose", "version"]] if "docker" in programs else []
+    tries = [["docker", "compose", "version"], ["docker", "ps", "--quiet"]] if "docker" in programs else []
     tries += [["sudo", "-n", "--list", *argv[2:]] for argv in settings["restart.command"] + settings["restart.proxy"]
               if argv[:2] == ("sudo", "-n")]
     for argv in tries:
         try:
             site.runner.run(argv, site.checkout, site.base, 60, quiet=True)
         except CommandFailed as error:
-            yield error.what, "install docker-compose-v2, or let sudo allow it without a password: see the README"
+            yield error.what, f"sudo python3 {SCRIPT} setup, then log in again"
         except Failure:
             continue  # that it is not installed was said
-    for look in (site.check_owner, lambda: site.variables, lambda: site.find_python(lock)):
+    remote, branch = settings["pull.remote"], settings["pull.branch"]
+    for look in (site.check_owner, lambda: site.variables, lambda: site.find_python(lock),
+                 lambda: site.git.check_fast_forward(branch, f"{remote}/{branch}", "HEAD")):
         try:
             look()
         except FileNotFoundError as error:
@@ -1581,15 +1617,61 @@ def problems(site: Site) -> Iterator[tuple[str, str]]:
             yield f"{folder} cannot be written to", f"sudo chown -R {user_name(os.geteuid())} {folder}"
     if shutil.disk_usage(site.checkout).free < ROOM:
         yield "less than 1 GiB of disk space is free", "make room, as with docker system prune"
-    if not site.git.ask("ls-remote", settings["pull.remote"], f"refs/heads/{settings['pull.branch']}"):
-        yield "the remote branch cannot be read", f"try: git ls-remote {settings['pull.remote']}"
+    if not site.git.ask("ls-remote", remote, f"refs/heads/{branch}"):
+        yield "the remote branch cannot be read", f"try: git ls-remote {remote}"
+
+
+def alarms(site: Site) -> Findings:
+    """What is wrong now, although a deployment would succeed."""
+    if site.variables.get("DEBUG", "").lower() in ("true", "yes", "on", "1"):
+        yield "DEBUG is on: visitors see settings and source", "DEBUG=False in .env, then deploy"
+    deployments = [entry for entry in site.workspace.history() if entry["command"] == "deploy"]
+    for last in deployments[-1:]:
+        if last["result"] != "live":
+            yield f"the last deployment, {last['started']}: {last['result']}, {last['message']}", "mend it and push"
+    try:
+        days = site.certificate()
+        if days is not None and days < 14:
+            yield f"the certificate ends in {days:.0f} days", "sudo certbot renew"
+    except OSError as error:  # SSLError is one
+        yield f"browsers refuse the certificate: {error}", "sudo certbot --nginx"
+
+
+def advice(site: Site) -> Findings:
+    """What a careful operator would mend."""
+    if live := site.workspace.live():
+        try:
+            site.run("check.command", live, quiet=True)
+        except CommandFailed as error:
+            for line in (each for each in error.details if re.match(r"\| .*\(\w+\.[WEC]\d+\)", each)):
+                yield f"Django says {line.strip('| ?:')}", "see python3 deploy.py manage check --deploy"
+    ages = [time.time() - each.stat().st_mtime for each in site.workspace.backups.glob("*.dump")]
+    if site.settings["backup.command"] and min(ages, default=math.inf) > 2 * DAY:
+        yield "there is no backup of the last two days", "have cron make one every night: see the README"
+    with contextlib.suppress(OSError):
+        if site.certificate() is None:
+            yield "the site is not served over HTTPS", "sudo certbot --nginx: see the README"
+    with contextlib.suppress(Failure):
+        listening = site.runner.run(["ss", "-Hltn"], site.checkout, site.base, 10, quiet=True)
+        places = {line.split()[3].rpartition(":") for line in listening.splitlines()}
+        ports = {int(port) for host, _, port in places if not re.match(r"127\.|\[(::ffff:127\.|::1\])", host)}
+        for port in sorted(ports - {22, 80, 443}):
+            yield f"port {port} is open to every address", "bind it to 127.0.0.1, or close it in the firewall"
+    with contextlib.suppress(Failure):
+        upgrades = ["apt-config", "dump", "APT::Periodic::Unattended-Upgrade"]
+        if '"1"' not in site.runner.run(upgrades, site.checkout, site.base, 10, quiet=True):
+            yield "security updates do not install themselves", "sudo apt-get install unattended-upgrades"
 
 
 def check_command(site: Site) -> int:
-    """Is this server ready to deploy? Every problem at once, each with its remedy."""
-    lines = [f"problem: {what}; {remedy}" for what, remedy in problems(site)]
-    print(site.output.mask("\n".join(lines or ["ready to deploy"])))
-    return FAILED if lines else OK
+    """Is this server ready to deploy, and is all well? Everything at once, each with its remedy; 0 only if so."""
+    wrong = list(problems(site)) or list(alarms(site))
+    lines = [f"problem: {what}; {remedy}" for what, remedy in wrong] or ["ready to deploy"]
+    if not wrong and not site.options.quiet:
+        lines += [f"advice: {what}; {remedy}" for what, remedy in advice(site)]
+    if wrong or not site.options.quiet:
+        print(site.output.mask("\n".join(lines)))
+    return FAILED if wrong else OK
 
 
 # ---------------------------------------------------------------------------------------------------- set-up
@@ -1837,7 +1919,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     added = {}
     for act in (deploy_command, rollback_command, restart_command, status_command, history_command, logs_command,
-                check_command, manage_command, setup_command):
+                check_command, maintenance_command, manage_command, setup_command):
         name = act.__name__.removesuffix("_command")
         added[name] = commands.add_parser(name, help=act.__doc__, description=act.__doc__)
         added[name].set_defaults(act=act)
@@ -1856,6 +1938,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("status", "history"):
         added[name].add_argument("--json", action="store_true", help="for programs")
     added["logs"].add_argument("-f", "--follow", action="store_true", help="go on while it is written")
+    added["maintenance"].add_argument("state", choices=["on", "off"])
+    added["check"].add_argument("-q", "--quiet", action="store_true", help="say nothing unless there is a problem")
     added["manage"].add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS")
     at = 0
     while at < len(argv) and argv[at].startswith(("-c", "--config")):

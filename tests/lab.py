@@ -122,7 +122,12 @@ readlink -f "$LAB/checkout/.deploy/current" > "$LAB/serving.new"
 mv "$LAB/serving.new" "$LAB/serving"
 '''
 
-SCRIPTS = {"gunicorn": CANDIDATE, "block": BLOCK, "pipenv": PIPENV, "restart": RESTART, "services": "#!/bin/sh\n", "proxy": "#!/bin/sh\n"}
+NOTHING = "#!/bin/sh\n"
+UPGRADES = """#!/bin/sh
+echo 'APT::Periodic::Unattended-Upgrade "1";'
+"""
+SCRIPTS = {"gunicorn": CANDIDATE, "block": BLOCK, "pipenv": PIPENV, "restart": RESTART, "services": NOTHING,
+           "proxy": NOTHING, "ss": NOTHING, "apt-config": UPGRADES}
 
 INI = """
 [deploy]
@@ -141,6 +146,8 @@ timeout = 20
 [status]
 checks =
     app: echo at work
+[check]
+command =
 [health]
 url = http://127.0.0.1:{port}/
 headers =

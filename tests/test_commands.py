@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import json
+import os
 
 from tests.lab import LabTest, with_setting
+
+HTTPS = "advice: the site is not served over HTTPS; sudo certbot --nginx: see the README\n"
 
 
 class Status(LabTest):
@@ -20,10 +23,23 @@ class Status(LabTest):
         self.assert_status(run, 1)
         self.assertIn("BAD: 500 Internal Server Error", run.stdout)
 
+    def test_of_something_else_that_is_down(self) -> None:
+        self.lab.setting("status", "checks", "\n  app: echo at work\n  mail: sh -c 'echo the queue is full; exit 3'")
+        run = self.lab.deploy("status")
+        self.assert_status(run, 1)
+        for line in ("app         good: at work", "mail        BAD: the queue is full (ended with status 3)"):
+            self.assertIn(f"{line}\n", run.stdout)
+
+    def test_what_the_workspace_takes(self) -> None:
+        (self.lab.workspace / "backups" / "x").write_bytes(b"x" * 3_000_000)
+        self.assertRegex(self.lab.deploy("status").stdout, r"disk +good: [\d.]+ GB free; .*backups 3 MB, logs 0 MB")
+
     def test_for_programs(self) -> None:
         found = json.loads(self.lab.deploy("status", "--json").stdout)
         self.assertEqual((found["release"], found["revision"]), (self.lab.linked("current"), self.lab.head()))
         self.assertEqual((found["healthy"], found["lock"]), (True, ""))
+        self.assertEqual([*found["checks"]], ["health", "app", "disk"])
+        self.assertEqual(found["checks"]["app"], {"good": True, "saw": "at work"})
 
     def test_during_a_deployment(self) -> None:
         self.lab.script("services", "block services")
@@ -32,6 +48,62 @@ class Status(LabTest):
         self.lab.unblock("services")
         self.assert_deployed(self.lab.end(process), "one")
         self.assertRegex(found["lock"], rf"^deploy by .* \(process {process.pid}\), at services$")
+
+
+class Maintenance(LabTest):
+    def test_on_and_off(self) -> None:
+        flag = self.lab.workspace / "maintenance"
+        for state, there, status in (("on", True, 1), ("on", True, 1), ("off", False, 0), ("off", False, 0)):
+            run = self.lab.deploy("maintenance", state)
+            self.assert_status(run, 0)
+            self.assertEqual((run.stdout, flag.exists()), (f"maintenance is {state}\n", there))
+            self.assert_status(self.lab.deploy("status"), status)
+
+    def test_a_deployment_is_possible_meanwhile(self) -> None:
+        self.lab.deploy("maintenance", "on")
+        self.lab.push({"app": "two"})
+        self.assert_deployed(self.lab.deploy(), "two")
+        self.assertTrue((self.lab.workspace / "maintenance").exists())
+
+
+class Restart(LabTest):
+    def setUp(self) -> None:
+        super().setUp()
+        for name in ("services", "restart", "proxy"):
+            self.lab.first(name, f'echo {name} >> "$LAB/order"')
+
+    def test_everything_in_the_right_order(self) -> None:
+        release = self.lab.linked("current")
+        self.assert_deployed(self.lab.deploy("restart"), "one")
+        self.assertEqual((self.lab.root / "order").read_text().split(), ["services", "restart", "proxy"])
+        self.assertEqual((self.lab.linked("current"), self.lab.linked("previous")), (release, ""))
+        self.assertEqual(self.lab.history()[-1]["command"], "restart")
+
+    def test_a_deployment_leaves_nginx_alone(self) -> None:
+        self.lab.push({"app": "two"})
+        self.assert_deployed(self.lab.deploy(), "two")
+        self.assertEqual((self.lab.root / "order").read_text().split(), ["services", "restart"])
+
+    def test_what_could_not_start_is_not_restarted(self) -> None:
+        (self.lab.workspace / "current" / "boot").write_text("broken")
+        run = self.lab.deploy("restart")
+        self.assert_failed(run, "restart", "the candidate was not proven")
+        self.assertEqual((self.lab.root / "order").read_text().split(), ["services"])
+
+    def test_nginx_with_a_mistake_in_its_files(self) -> None:
+        self.lab.script("proxy", "echo nginx: unknown directive; exit 1")
+        self.assert_failed(self.lab.deploy("restart"), "restart", "nginx: unknown directive")
+
+    def test_it_waits_for_a_deployment(self) -> None:
+        self.lab.script("services", "block services")
+        process = self.lab.blocked("services")
+        self.assert_sentence(self.lab.deploy("restart"), 75, ["deploy by"])
+        self.lab.script("services", "")
+        restart = self.lab.start("restart", "--wait", "60")
+        self.lab.await_waiting(restart)
+        self.lab.unblock("services")
+        self.assert_deployed(self.lab.end(process), "one")
+        self.assert_deployed(self.lab.end(restart), "one")
 
 
 class NothingDeployed(LabTest):
@@ -114,7 +186,37 @@ class Check(LabTest):
     def test_a_server_that_is_ready(self) -> None:
         run = self.lab.deploy("check")
         self.assert_status(run, 0)
-        self.assertEqual(run.stdout, "ready to deploy\n")
+        self.assertEqual(run.stdout, f"ready to deploy\n{HTTPS}")
+        self.assertEqual(self.lab.deploy("check", "--quiet").stdout, "")
+
+    def test_advice(self) -> None:
+        self.lab.setting("check", "command", "sh -c 'echo \"?: (security.W004) No HSTS.\"; exit 1'")
+        self.lab.script("ss", """echo 'LISTEN 0 9 127.0.0.1:1 0.0.0.0:*'; echo 'LISTEN 0 9 [::1]:2 [::]:*'
+            echo 'LISTEN 0 9 0.0.0.0:5432 0.0.0.0:*'; echo 'LISTEN 0 9 *:80 *:*'; echo 'LISTEN 0 9 [::]:6379 [::]:*'""")
+        self.lab.script("apt-config", "")
+        for backup in (self.lab.workspace / "backups").iterdir():
+            os.utime(backup, (0, 0))
+        run = self.lab.deploy("check")
+        self.assert_status(run, 0)
+        advice = [line.split(";")[0].removeprefix("advice: ") for line in run.stdout.splitlines()[1:]]
+        self.assertEqual(advice, [
+            "Django says (security.W004) No HSTS.", "there is no backup of the last two days",
+            "the site is not served over HTTPS", "port 5432 is open to every address",
+            "port 6379 is open to every address", "security updates do not install themselves"])
+        self.assertEqual(self.lab.deploy("check", "-q").stdout, "")
+
+    def test_debug(self) -> None:
+        self.lab.env("SECRET_KEY=x\nDEBUG=True\n")
+        self.assertIn("problem: DEBUG is on", self.problems(1))
+
+    def test_after_a_deployment_that_failed(self) -> None:
+        self.lab.push({"static": "broken"})
+        self.assert_failed(self.lab.deploy())
+        self.assertRegex(self.problems(1), r"the last deployment, \w+: failed, .*the static files are broken")
+
+    def test_a_checkout_that_cannot_follow(self) -> None:
+        self.lab.git("checkout", "--quiet", "--detach", folder=self.lab.checkout)
+        self.assertIn("is not on the branch main; git -C", self.problems(1))
 
     def problems(self, count: int) -> str:
         run = self.lab.deploy("check")

@@ -1,0 +1,264 @@
+"""What `setup` puts in place, and that a failure of any command of it leaves nothing of it behind.
+
+systemd, nginx and sudo are played here by a function; tests/server runs the real ones.
+"""
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import unittest
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import deploy
+
+PROJECT = Path(deploy.__file__).parent
+OLD_UNIT = "[Service]\nExecStart=/somewhere/gunicorn\n"
+NGINX = "http { include mime.types; include /etc/nginx/sites-enabled/*; }\n"
+OLD_SITE = "server { listen 80; server_name gforms.example.com; }\n"
+OTHER_SITE = "server { listen 80; server_name other.example.com; }\n"
+
+
+class SetupTest(unittest.TestCase):
+    """A server in a folder, on which gunicorn runs in the checkout, or not at all."""
+
+    def setUp(self) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="setup-"))
+        self.addCleanup(shutil.rmtree, self.root)
+        self.etc, self.checkout = self.root / "etc", self.root / "home" / "gforms"
+        for folder in ("systemd/system", "nginx/sites-available", "nginx/sites-enabled", "sudoers.d"):
+            (self.etc / folder).mkdir(parents=True)
+        self.nginx = self.etc / "nginx"
+        (self.nginx / "nginx.conf").write_text(NGINX.replace("/etc", str(self.etc)))
+        self.enable("default", "server { listen 80 default_server; }\n")
+        self.enable("other", OTHER_SITE)
+        self.checkout.mkdir(parents=True)
+        for name in ("systemd", "nginx"):
+            shutil.copytree(PROJECT / name, self.checkout / name)
+        (self.checkout / "deploy.ini").write_text("")
+        (self.checkout / ".git").mkdir()
+        self.env("ALLOWED_HOSTS=gforms.example.com,www.example.com\n")
+        self.commands, self.changed = list[str](), ""
+        self.active, self.enabled = set[str](), set[str]()
+        self.failing = 0  # the number of the command that fails, of those that are not questions
+        self.installed = {*deploy.PACKAGES}
+        etc = {"UNITS": self.etc / "systemd/system", "NGINX": self.nginx, "SUDOERS": self.etc / "sudoers.d",
+               "ENABLED": self.nginx / "sites-enabled"}
+        for name, path in etc.items():
+            self.enterContext(mock.patch.object(deploy, name, path))
+        self.enterContext(mock.patch("os.geteuid", return_value=0))
+
+    def env(self, text: str) -> None:
+        (self.checkout / ".env").write_text(text)
+        (self.checkout / ".env").chmod(0o600)
+
+    def enable(self, name: str, text: str) -> None:
+        """A site of nginx, as Debian has them."""
+        (self.nginx / "sites-available" / name).write_text(text)
+        (self.nginx / "sites-enabled" / name).symlink_to(f"../sites-available/{name}")
+
+    def run_in_place(self) -> None:
+        """gunicorn runs in the checkout, as it did before this tool."""
+        (self.etc / "systemd/system/gunicorn.service").write_text(OLD_UNIT)
+        self.enable("gforms", OLD_SITE)
+        self.active = {"gunicorn"}
+
+    def play(self, argv: Sequence[str], folder: Path, *_: object, **__: object) -> str:
+        """Play systemd, apt and git, and fail where this must; files are really moved."""
+        failed = deploy.CommandFailed(argv, folder, "ended with status 1", [])
+        if not re.match("is-|version|-nG", argv[-2]) and argv[1:2] != ("compose",) and "is-" not in argv[1]:
+            self.commands.append(" ".join(argv))
+            if len(self.commands) == self.failing:
+                raise failed
+        units = {word.removesuffix(".service") for word in argv[2:] if not word.startswith("-")}
+        if argv[:2] == ("systemctl", "is-active") and not units & self.active:
+            raise failed
+        if argv[:2] == ("systemctl", "is-enabled") and not units & self.enabled:
+            raise failed
+        if argv[0] == "systemctl":
+            self.active |= units if argv[1] in ("start", "restart") else set()
+            self.active -= units if argv[1] == "stop" else set()
+            self.enabled |= units if argv[1] == "enable" else set()
+            self.enabled -= units if argv[1] == "disable" else set()
+        elif argv[0] in ("mv", "ln", "rm", "chmod") and subprocess.run(argv, capture_output=True, check=False).returncode:
+            raise failed
+        return {"id": "adm docker"}.get(argv[0], self.changed if "status" in argv else "0123456")
+
+    def set_up(self, *options: str) -> str:
+        """What `setup` says."""
+        said = io.StringIO()
+        arguments = deploy.parse_arguments(["-c", str(self.checkout / "deploy.ini"), "setup", *options])
+        setup = deploy.Setup(arguments, deploy.Output())
+        setup.user, setup.group = "ubuntu", "staff"
+        with (mock.patch.object(setup.runner, "run", self.play), contextlib.redirect_stdout(said),
+              mock.patch("shutil.which", self.which)):
+            self.commands.clear()
+            self.assertEqual(deploy.setup_command(setup), 0)
+        return said.getvalue()
+
+    def which(self, name: str, path: str = "") -> str | None:
+        """The program of this name, if it is installed on the server that is played."""
+        return f"/usr/bin/{name}" if name in self.installed else None
+
+    def state(self) -> dict[str, str]:
+        """Every file and link of /etc and its rights, the rights of the folders, and what systemd knows."""
+        found = {"active": " ".join(sorted(self.active)), "enabled": " ".join(sorted(self.enabled))}
+        for path in sorted(self.root.rglob("*")):
+            text = os.readlink(path) if path.is_symlink() else path.read_text() if path.is_file() else ""
+            found[str(path)] = f"{path.lstat().st_mode:o} {text}"
+        return found
+
+    def sites(self) -> list[str]:
+        return sorted(path.name for path in (self.nginx / "sites-enabled").iterdir())
+
+
+class NewServerTest(SetupTest):
+    def test_units(self) -> None:
+        self.set_up()
+        for name in ("gunicorn.service", "gunicorn-standby.service", "gunicorn.socket"):
+            shipped = (PROJECT / "systemd" / name).read_text().replace("/home/ubuntu/gforms", str(self.checkout))
+            wanted = shipped.replace("Group=ubuntu", "Group=staff")
+            self.assertEqual((self.etc / "systemd/system" / name).read_text(), wanted)
+        self.assertEqual(self.enabled, {"gunicorn", "gunicorn.socket"})
+        self.assertEqual(self.active, {"gunicorn.socket"})
+
+    def test_site(self) -> None:
+        self.set_up()
+        self.assertEqual(self.sites(), ["gforms.conf", "other"])
+        text = (self.nginx / "sites-enabled/gforms.conf").read_text()
+        self.assertIn("    server_name gforms.example.com www.example.com;\n", text)
+        self.assertIn(f"alias {self.checkout}/.deploy/current/staticfiles/;", text)
+        self.assertNotIn("/home/ubuntu", text)
+        self.assertEqual(self.commands[-1], "systemctl reload-or-restart nginx")
+
+    def test_packages(self) -> None:
+        self.set_up()
+        self.assertNotIn("apt-get update", self.commands)
+        self.installed -= {"nginx", "docker"}
+        self.set_up()
+        self.assertIn("apt-get install --yes docker.io nginx", self.commands)
+        (self.checkout / "deploy.ini").write_text("[services]\ncommand =\n")
+        self.set_up()
+        self.assertIn("apt-get install --yes nginx", self.commands)
+
+    def test_rights(self) -> None:
+        (self.checkout / "deploy.ini").write_text(
+            "[restart]\ncommand =\n    sudo -n systemctl restart a=b*\n    true\n    sudo -n systemctl\nproxy =\n")
+        self.installed.add("systemctl")
+        self.set_up()
+        file = self.etc / "sudoers.d/gforms-deploy"
+        rights = [f"ubuntu ALL=(root) NOPASSWD: /usr/bin/systemctl {words}" for words in ("restart a\\=b\\*", '""')]
+        self.assertEqual(file.read_text().splitlines()[1:], rights)
+        self.assertEqual(file.stat().st_mode & 0o777, 0o440)
+
+    def test_the_way_to_the_static_files(self) -> None:
+        self.checkout.parent.chmod(0o750)
+        self.set_up()
+        for folder in (self.root, self.checkout.parent, self.checkout):
+            self.assertTrue(folder.stat().st_mode & 0o001, folder)
+
+    def test_a_second_time(self) -> None:
+        self.assertRegex(self.set_up(), r"(?m)^setup    \d+ changes made$")
+        before = self.state()
+        self.assertEqual(self.set_up(), "setup    nothing to change\n")
+        self.assertEqual(self.state(), before)
+
+    def test_a_changed_unit_is_kept(self) -> None:
+        self.set_up()
+        unit = self.etc / "systemd/system/gunicorn.service"
+        unit.write_text("edited by hand")
+        self.set_up()
+        kept = [path.read_text() for path in unit.parent.iterdir() if path.name.startswith(f"{unit.name}.")]
+        self.assertEqual(kept, ["edited by hand"])
+
+    def test_a_dry_run(self) -> None:
+        before = self.state()
+        said = self.set_up("--dry-run")
+        self.assertEqual(self.state(), before)
+        for line in ("+ListenStream=127.0.0.1:8000", "$ systemctl start gunicorn.socket", "changes would be made"):
+            self.assertIn(line, said)
+
+    def test_the_timer_only_when_asked_for(self) -> None:
+        self.set_up()
+        self.assertFalse((self.etc / "systemd/system/gforms-deploy.timer").exists())
+        self.set_up("--timer")
+        self.assertIn("gforms-deploy.timer", self.enabled)
+        self.assertIn(f"WorkingDirectory={self.checkout}\n",
+                      (self.etc / "systemd/system/gforms-deploy.service").read_text())
+        self.assertEqual(self.set_up(), "setup    nothing to change\n")
+
+    def test_what_certbot_wrote_is_left_alone(self) -> None:
+        self.set_up()
+        site = self.nginx / "sites-available/gforms.conf"
+        site.write_text(f"{OLD_SITE} # managed by Certbot\n")
+        before = self.state()
+        self.assertRegex(self.set_up(), r"managed by Certbot: nginx is left as it is\n.*nothing to change")
+        self.assertEqual(self.state(), before)
+
+    def test_a_checkout_of_root(self) -> None:
+        for user, words in (("root", "must belong to the user who deploys"), ("ubuntu", "names no host")):
+            self.env("ALLOWED_HOSTS=*\n")
+            arguments = deploy.parse_arguments(["-c", str(self.checkout / "deploy.ini"), "setup"])
+            setup = deploy.Setup(arguments, deploy.Output())
+            setup.user = user
+            with self.assertRaisesRegex(deploy.Failure, words):
+                deploy.setup_command(setup)
+
+
+class TakeoverTest(SetupTest):
+    def setUp(self) -> None:
+        super().setUp()
+        self.run_in_place()
+
+    def test_it_goes_on_behind_the_socket_and_becomes_a_release(self) -> None:
+        self.set_up()
+        order = [self.commands.index(each) for each in self.commands if re.search(
+            r"^systemctl (stop gunicorn.socket gunicorn|start)|deploy 0123456$|reload-or-restart nginx$", each)]
+        self.assertEqual([self.commands[at].split()[-1] for at in order],
+                         ["gunicorn", "gunicorn.socket", "gunicorn", "0123456", "nginx"])
+        self.assertIn("sudo -Hu ubuntu -- ", self.commands[order[3]])
+        self.assertEqual(self.sites(), ["gforms.conf", "other"])
+
+    def test_its_own_unit_starts_it_behind_the_socket(self) -> None:
+        unit, seen = self.etc / "systemd/system/gunicorn.service", []
+        play = self.play
+
+        def watch(argv: Sequence[str], *rest: Any, **more: Any) -> str:
+            if argv == ("systemctl", "start", "gunicorn"):
+                seen.append(unit.read_text())
+            return play(argv, *rest, **more)
+
+        with mock.patch.object(self, "play", watch):
+            self.set_up()
+        self.assertEqual(seen, [OLD_UNIT])
+        self.assertNotEqual(unit.read_text(), OLD_UNIT)
+
+    def test_changes_that_are_in_no_commit(self) -> None:
+        self.changed, before = " M forms/settings.py", self.state()
+        with self.assertRaisesRegex(deploy.Failure, "forms/settings.py"):
+            self.set_up()
+        self.assertEqual(self.state(), before)
+
+    def test_a_failure_of_any_command_puts_everything_back(self) -> None:
+        before, saved = self.state(), Path(f"{self.root}.saved")
+        self.addCleanup(shutil.rmtree, saved)
+        shutil.copytree(self.root, saved, symlinks=True)
+        self.set_up()
+        commands = [*self.commands]
+        self.assertGreater(len(commands), 12)
+        shutil.rmtree(self.root)
+        shutil.copytree(saved, self.root, symlinks=True)
+        self.active, self.enabled = {"gunicorn"}, set()
+        for self.failing, command in enumerate(commands, start=1):
+            with self.subTest(command):
+                with self.assertRaises(deploy.CommandFailed) as raised:
+                    self.set_up()
+                self.assertEqual(self.state(), before)
+                self.assertIn("put back", raised.exception.live)
