@@ -87,7 +87,7 @@ class SetupTest(unittest.TestCase):
             self.active -= units if argv[1] == "stop" else set()
             self.enabled |= units if argv[1] == "enable" else set()
             self.enabled -= units if argv[1] == "disable" else set()
-        elif argv[0] in ("mv", "ln", "rm", "chmod") and subprocess.run(argv, stderr=subprocess.DEVNULL).returncode:
+        elif argv[0] in ("mv", "ln", "rm", "chmod") and subprocess.call(argv, stderr=subprocess.DEVNULL):
             raise failed
         return {"id": "adm docker"}.get(argv[0], self.changed if "status" in argv else "0123456")
 
