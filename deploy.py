@@ -1374,7 +1374,7 @@ class Deployment(Site):
         for step in steps:
             self.perform(step)
         Interrupted.shielded = True  # what is recorded as live is not taken back
-        self.record("live")
+        self.record("restarted" if self.options.command == "restart" else "live")
         self.replaced = None
         self.output.label = "deploy"
         self.excuse(self.sweep, all_of_it=True)
@@ -1644,7 +1644,7 @@ def advice(site: Site) -> Findings:
             site.run("check.command", live, quiet=True)
         except CommandFailed as error:
             for line in (each for each in error.details if re.match(r"\| .*\(\w+\.[WEC]\d+\)", each)):
-                yield f"Django says {line.strip('| ?:')}", "see python3 deploy.py manage check --deploy"
+                yield f"Django says {line.strip('| ?:').split('. ')[0]}", "see python3 deploy.py manage check --deploy"
     ages = [time.time() - each.stat().st_mtime for each in site.workspace.backups.glob("*.dump")]
     if site.settings["backup.command"] and min(ages, default=math.inf) > 2 * DAY:
         yield "there is no backup of the last two days", "have cron make one every night: see the README"
@@ -1753,8 +1753,9 @@ class Setup(Site):
         self.verify_units(units)
         rights, (sites, replaced) = self.rights(), self.sites()
         # a gunicorn that holds the port by itself goes on behind the socket, as it is, with its own unit
-        self.take_port(self.place_units([each for each in units if each.suffix == ".socket" or not running]), running)
-        self.place_units(units)
+        first = [each for each in units if each.suffix == ".socket" or not running]
+        self.take_port(self.place_units(first), running)
+        self.place_units([each for each in units if each not in first])
         self.enable(units)
         self.place(SUDOERS / re.sub(r"\W", "-", f"{self.checkout.name}-deploy"), rights, 0o440)
         for folder in [*reversed(self.checkout.parents), self.checkout]:  # nginx must reach the static files
@@ -1902,8 +1903,8 @@ def setup_command(site: Setup) -> int:
         if isinstance(error, CommandFailed):
             error.remedy = f"mend that, then: sudo python3 {SCRIPT} setup"
         raise
-    verb = "would be made" if site.options.dry_run else "made"
-    site.output.say(f"{plural(site.changes, 'change')} {verb}" if site.changes else "nothing to change")
+    made = "would be made" if site.options.dry_run else "made; next: log in again, then python3 deploy.py"
+    site.output.say(f"{plural(site.changes, 'change')} {made}" if site.changes else "nothing to change")
     return OK
 
 

@@ -74,10 +74,13 @@ class Restart(LabTest):
 
     def test_everything_in_the_right_order(self) -> None:
         release = self.lab.linked("current")
-        self.assert_deployed(self.lab.deploy("restart"), "one")
+        since = json.loads(self.lab.deploy("status", "--json").stdout)["ended"]
+        self.assert_status(self.lab.deploy("restart"), 0)
+        self.assert_live("one")
         self.assertEqual((self.lab.root / "order").read_text().split(), ["services", "restart", "proxy"])
         self.assertEqual((self.lab.linked("current"), self.lab.linked("previous")), (release, ""))
-        self.assertEqual(self.lab.history()[-1]["command"], "restart")
+        self.assertEqual(self.lab.results(), ["live", "restarted"])
+        self.assertEqual(json.loads(self.lab.deploy("status", "--json").stdout)["ended"], since)
 
     def test_a_deployment_leaves_nginx_alone(self) -> None:
         self.lab.push({"app": "two"})
@@ -103,7 +106,8 @@ class Restart(LabTest):
         self.lab.await_waiting(restart)
         self.lab.unblock("services")
         self.assert_deployed(self.lab.end(process), "one")
-        self.assert_deployed(self.lab.end(restart), "one")
+        self.assert_status(self.lab.end(restart), 0)
+        self.assertEqual(self.lab.results()[-2:], ["live", "restarted"])
 
 
 class NothingDeployed(LabTest):

@@ -165,7 +165,7 @@ class NewServerTest(SetupTest):
             self.assertTrue(folder.stat().st_mode & 0o001, folder)
 
     def test_a_second_time(self) -> None:
-        self.assertRegex(self.set_up(), r"(?m)^setup    \d+ changes made$")
+        self.assertRegex(self.set_up(), r"(?m)^setup    \d+ changes made; next: log in again, then python3 deploy.py$")
         before = self.state()
         self.assertEqual(self.set_up(), "setup    nothing to change\n")
         self.assertEqual(self.state(), before)
@@ -184,6 +184,7 @@ class NewServerTest(SetupTest):
         self.assertEqual(self.state(), before)
         for line in ("+ListenStream=127.0.0.1:8000", "$ systemctl start gunicorn.socket", "changes would be made"):
             self.assertIn(line, said)
+        self.assertEqual(said.count("setup    write "), 5, said)
 
     def test_the_timer_only_when_asked_for(self) -> None:
         self.set_up()
