@@ -1828,7 +1828,7 @@ class Setup(Site):
         for argv in self.settings["restart.command"] + self.settings["restart.proxy"]:
             if argv[:2] == ("sudo", "-n"):
                 words = " ".join(re.sub(r"([\\,:=*?!\[\] ])", r"\\\1", word) for word in argv[3:])
-                program = shutil.which(argv[2], path=SECURE_PATH) or argv[2]
+                program = shutil.which(argv[2], path=SECURE_PATH) or f"/usr/sbin/{argv[2]}"
                 rights.append(f"{self.user} ALL=(root) NOPASSWD: {program} {words or chr(34) * 2}\n")  # "": no argument
         text = f"# What [restart] of {self.settings_file} runs.\n{''.join(rights)}"
         with tempfile.NamedTemporaryFile("w") as file:
