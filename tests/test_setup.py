@@ -47,6 +47,7 @@ class SetupTest(unittest.TestCase):
         self.env("ALLOWED_HOSTS=gforms.example.com,www.example.com\n")
         self.commands, self.changed = list[str](), ""
         self.active, self.enabled = set[str](), set[str]()
+        self.loaded, self.groups = "", "adm docker"  # the units that systemd knows, the user's groups
         self.failing = 0  # the number of the command that fails, of those that are not questions
         self.installed = {*deploy.PACKAGES}
         etc = {"UNITS": self.etc / "systemd/system", "NGINX": self.nginx, "SUDOERS": self.etc / "sudoers.d",
@@ -69,6 +70,7 @@ class SetupTest(unittest.TestCase):
         (self.etc / "systemd/system/gunicorn.service").write_text(OLD_UNIT)
         self.enable("gforms", OLD_SITE)
         self.active = {"gunicorn"}
+        self.load()
 
     def play(self, argv: Sequence[str], folder: Path, *_: object, **__: object) -> str:
         """Play systemd, apt and git, and fail where this must; files are really moved."""
@@ -82,14 +84,21 @@ class SetupTest(unittest.TestCase):
             raise failed
         if argv[:2] == ("systemctl", "is-enabled") and not units & self.enabled:
             raise failed
-        if argv[0] == "systemctl":
+        if argv == ("systemctl", "daemon-reload"):
+            self.load()
+        elif argv[0] == "systemctl":
             self.active |= units if argv[1] in ("start", "restart") else set()
             self.active -= units if argv[1] == "stop" else set()
             self.enabled |= units if argv[1] == "enable" else set()
             self.enabled -= units if argv[1] == "disable" else set()
         elif argv[0] in ("mv", "ln", "rm", "chmod") and subprocess.call(argv, stderr=subprocess.DEVNULL):
             raise failed
-        return {"id": "adm docker"}.get(argv[0], self.changed if "status" in argv else "0123456")
+        return {"id": self.groups}.get(argv[0], self.changed if "status" in argv else "0123456")
+
+    def load(self) -> None:
+        """Have systemd read its units."""
+        units = sorted((self.etc / "systemd/system").iterdir())
+        self.loaded = "".join(unit.read_text() for unit in units if unit.suffix in (".service", ".socket"))
 
     def set_up(self, *options: str) -> str:
         """What `setup` says."""
@@ -109,7 +118,8 @@ class SetupTest(unittest.TestCase):
 
     def state(self) -> dict[str, str]:
         """Every file and link of /etc and its rights, the rights of the folders, and what systemd knows."""
-        found = {"active": " ".join(sorted(self.active)), "enabled": " ".join(sorted(self.enabled))}
+        found = {"active": " ".join(sorted(self.active)), "enabled": " ".join(sorted(self.enabled)),
+                 "loaded": self.loaded}
         for path in sorted(self.root.rglob("*")):
             text = os.readlink(path) if path.is_symlink() else path.read_text() if path.is_file() else ""
             found[str(path)] = f"{path.lstat().st_mode:o} {text}"
@@ -137,6 +147,17 @@ class NewServerTest(SetupTest):
         self.assertIn(f"alias {self.checkout}/.deploy/current/staticfiles/;", text)
         self.assertNotIn("/home/ubuntu", text)
         self.assertEqual(self.commands[-1], "systemctl reload-or-restart nginx")
+
+    def test_everything_is_checked_before_anything_is_changed(self) -> None:
+        self.set_up()
+        checks = ("systemd-analyze verify ", "visudo --check ", "nginx -t ")
+        for check, command in zip(checks, self.commands, strict=False):
+            self.assertTrue(command.startswith(check), command)
+
+    def test_the_group_of_docker(self) -> None:
+        self.groups = "adm dockers"
+        self.set_up()
+        self.assertEqual(self.commands[0], "usermod --append --groups docker ubuntu")
 
     def test_packages(self) -> None:
         self.set_up()
@@ -257,6 +278,7 @@ class TakeoverTest(SetupTest):
         shutil.rmtree(self.root)
         shutil.copytree(saved, self.root, symlinks=True)
         self.active, self.enabled = {"gunicorn"}, set()
+        self.load()
         for self.failing, command in enumerate(commands, start=1):
             with self.subTest(command):
                 with self.assertRaises(deploy.CommandFailed) as raised:
