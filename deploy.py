@@ -52,6 +52,7 @@ import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import quote, quote_plus
@@ -66,6 +67,8 @@ ROOM = 1 << 30  # bytes of disk that must be free
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 TAIL = 20  # lines of a failed command's output that are shown again
 PIECE = 1 << 20  # bytes: a line that is longer is read in pieces
+CONTROL = re.compile(r"\x1b\[[\d;?]*[A-Za-z]|[\x00-\x1f\x7f-\x9f]")  # what would move a terminal's cursor
+COLOURS = {"✓": 32, "✗": 31, "FAILED:": 31, "warning:": 33}
 WIDTH = 4000  # characters of one line on stdout; ssh-action stops reading at 65,536
 
 OK, FAILED, NEEDS_HUMAN, LOCKED, MISTAKE = 0, 1, 3, 75, 78
@@ -158,6 +161,8 @@ url = matching(r"(https?://[^/\s]+(/\S*)?)?", "a URL, as in http://127.0.0.1:800
 status = matching(r"[1-5]\d\d", "an HTTP status, as in 200", int)
 named = matching(r"[\w-]+:\s*\S.*", "a name and its command, as in nginx: systemctl is-active nginx",
                  lambda line: line.split(":", 1))
+variable = matching(r"([A-Za-z_]\w*)?", "the name of a variable in .env, which holds the URL")
+occasion = matching("failure|recovery|always", "one of failure, recovery and always")
 header = matching(r"[\w-]+:.*", "a header, as in X-Forwarded-Proto: https", lambda line: line.split(":", 1))
 
 
@@ -230,6 +235,11 @@ OPTIONS: tuple[tuple[str, str, Kind, str], ...] = (
       "'exec pg_dump --format=custom --username=\"$POSTGRES_USER\" \"$POSTGRES_DB\"'")),
     ("backup", "timeout", seconds, "1800"),
     ("backup", "keep", number, "10"),
+    ("notify", "on", occasion, "failure"),
+    ("notify", "webhook", variable, ""),
+    ("notify", "command", commands, ""),
+    ("notify", "timeout", seconds, "5"),
+    ("notify", "journal", str, "/run/systemd/journal/socket"),
     *((step, hook, commands, "") for step in STEP_NAMES for hook in ("before", "after")),
 )
 KINDS = {f"{section}.{key}": kind for section, key, kind, _ in OPTIONS}
@@ -376,11 +386,41 @@ def clock(form: str = "%Y-%m-%d %H:%M:%S UTC") -> str:
     return time.strftime(form, time.gmtime())
 
 
+def fit(text: str, width: int) -> str:
+    """The text cut to so many columns of a terminal."""
+    from unicodedata import east_asian_width
+
+    ends = accumulate(2 if east_asian_width(letter) in "WF" else 1 for letter in text[:width + 1])
+    kept = sum(end <= width for end in ends)
+    return text if kept == len(text) else text[:kept - 1] + "…"
+
+
+class StepLine:
+    """The one line of a step on a terminal: while it runs, and when it has ended."""
+
+    def __init__(self, name: str, usual: float) -> None:
+        self.name, self.usual, self.began = name, usual, time.monotonic()
+        self.notes: list[str] = []  # what was said of it, the last first
+        self.doing = ""  # the last line of its command
+
+    def text(self, mark: str = "") -> str:
+        """The line as it is now, or with a mark at its end; no longer than the terminal is wide."""
+        passed, said = time.monotonic() - self.began, "; ".join(self.notes)
+        if not mark:
+            done = min(int(10 * passed / self.usual), 10) if self.usual else 0
+            bar = f"{'━' * done}{'╌' * (10 - done)} usually {self.usual:.1f} s  " if self.usual else ""
+            said = bar + (self.doing or said)
+        return fit(f"{mark or ' '} {self.name:<8} {passed:6.1f} s  {said}", shutil.get_terminal_size().columns - 1)
+
+
 class Output:
     """What a run says: each line goes to the log first, then to stdout, with the secrets replaced."""
 
     def __init__(self) -> None:
         self.label = "deploy"  # the step that speaks
+        self.terminal = (sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+                         and sys.stdout.encoding.lower() == "utf-8")  # else all is said as in a pipe
+        self.line: StepLine | None = None  # of the step that runs, on a terminal
         self.secrets = re.compile(rb"(?!)")
         self.longest = 0  # bytes of the longest secret, in its longest form
         self.log: IO[str] | None = None
@@ -405,22 +445,60 @@ class Output:
         """The text without its secrets."""
         return self.secrets.sub(b"***", text.encode("utf-8", "replace")).decode()
 
-    def say(self, text: str, label: str = "", shown: bool = True) -> None:
-        """Write one line to the log, and to stdout if it is `shown`; a reader who hung up is no error."""
-        line = f"{label or self.label:<8} {self.mask(text)}"
+    def say(self, text: str, label: str = "", shown: bool = True, passing: bool = False) -> None:
+        """Write one line to the log, and to stdout if it is `shown`; on a terminal, a `passing` one passes by."""
+        text = self.mask(text)
+        line = f"{label or self.label:<8} {text}"
         with self.turn:
             if self.log:
                 with contextlib.suppress(OSError):  # a full disk must not end what could go on
                     self.log.write(f"{clock()} {line}\n")
-            if not shown or self.quiet:
+            if not self.line and (not shown or self.quiet):
                 return
             self.last = time.monotonic()
-            if len(line) > WIDTH:
-                line = f"{line[:WIDTH]} … ({len(line) - WIDTH} more characters in the log)"
-            try:
-                print(line, flush=True)
-            except OSError:  # EPIPE, EIO: from now on into nothing, or the interpreter fails to flush at its end
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            if self.line and (passing or not shown):
+                self.line.doing = text
+            elif self.line:
+                self.line.notes.insert(0, text)
+            else:
+                more = f" … ({len(line) - WIDTH} more characters in the log)" if len(line) > WIDTH else ""
+                self.show(line[:WIDTH] + more)
+
+    def show(self, text: str, end: str = "\n") -> None:
+        """Write to stdout, on a terminal in place of the line there; a reader who hung up is no error."""
+        if self.terminal:
+            text = CONTROL.sub(" ", text)
+            if not os.environ.get("NO_COLOR"):
+                for word, colour in COLOURS.items():
+                    text = text.replace(word, f"\x1b[{colour}m{word}\x1b[0m", 1)
+            text = f"\r\x1b[K{text}"
+        try:
+            print(text, end=end, flush=True)
+        except OSError:  # EPIPE, EIO: from now on into nothing, or the interpreter fails to flush at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+    @contextlib.contextmanager
+    def step(self, name: str, usual: float) -> Iterator[None]:
+        """What is said inside is this step's; on a terminal, all of it is one line, redrawn in place until the end."""
+        self.label, ended, mark = name, threading.Event(), "✗"
+        self.line = line = StepLine(name, usual) if self.terminal else None
+
+        def redraw() -> None:
+            while line and not ended.wait(0.1):
+                with self.turn:
+                    if self.line:
+                        self.show(line.text(), end="")
+
+        threading.Thread(target=redraw, daemon=True).start()
+        try:
+            yield
+            mark = "✓"
+        finally:
+            ended.set()
+            with self.turn:
+                self.line = None
+                if line:
+                    self.show(line.text(mark))
 
     def open_log(self, path: Path) -> None:
         """There is something to do: show all from now on, and log it to `path` (mode 0600)."""
@@ -522,13 +600,13 @@ class Runner:
 
         def show(line: str) -> None:
             tail.append(self.output.mask(line))
-            self.output.say(f"| {line}", shown=not quiet)
+            self.output.say(f"| {line}", shown=not quiet, passing=True)
 
         def keep(line: str) -> None:
             lines.append(line)
             show(line)
 
-        self.output.say(f"$ {shlex.join(argv)}", shown=not quiet)
+        self.output.say(f"$ {shlex.join(argv)}", shown=not quiet, passing=True)
         child = Child(argv, folder, environment, self.output, [keep, show] if quiet else [show], stdout, self.inherited)
         started = time.monotonic()
         try:
@@ -538,7 +616,7 @@ class Runner:
                     child.end()  # its last words are among the last lines
                     raise CommandFailed(argv, folder, f"was ended after its time limit of {timeout:g} s", tail)
                 if time.monotonic() - self.output.last > HEARTBEAT:
-                    self.output.say(f"still running after {passed:.0f} s: {argv[0]}")
+                    self.output.say(f"still running after {passed:.0f} s: {argv[0]}", passing=True)
         except BaseException:
             child.end()
             raise
@@ -855,20 +933,29 @@ class HealthCheck(NamedTuple):
             return False, f"{saw}, but without the text {self.contains!r}"
         return True, saw
 
+    def address(self) -> str:
+        """Where a browser finds the site: by its public name if it has one."""
+        public = re.search(r"[A-Za-z-]\.", self.host)
+        return f"{self.headers.get('X-Forwarded-Proto', 'http')}://{self.host}/" if public else self.url
+
     def wait(self, seconds: float, unix: Path | None = None, alive: Callable[[], bool] = lambda: True) -> Answer:
         """Ask until the answer is right, for `seconds` and with growing pauses; once when that is 0."""
         until, rest = time.monotonic() + seconds, 0.1
         while True:
-            answers: list[Answer] = []
-            # in a thread, because urllib's time limit holds for each socket call alone
-            asking = threading.Thread(target=lambda into=answers: into.append(self.ask(unix)), daemon=True)
-            asking.start()
-            asking.join(self.timeout)
-            good, saw = answers[0] if answers else (False, f"no answer from {self.url} within {self.timeout:g} s")
+            good, saw = within(self.timeout, lambda: self.ask(unix), self.url)
             if good or time.monotonic() + rest > until or not alive():
                 return good, saw
             time.sleep(rest)
             rest = min(rest * 2, 3.0)
+
+
+def within(seconds: float, ask: Callable[[], Answer], name: str) -> Answer:
+    """The answer, if it is there in time; in a thread, because urllib's time limit holds for each socket call alone."""
+    answers: list[Answer] = []
+    asking = threading.Thread(target=lambda: answers.append(ask()), daemon=True)
+    asking.start()
+    asking.join(seconds)
+    return answers[0] if answers else (False, f"no answer from {name} within {seconds:g} s")
 
 
 # ------------------------------------------------------------------------------------------------------ site
@@ -905,7 +992,7 @@ class Site:
     def variables(self) -> dict[str, str]:
         """What `.env` says; its secrets are hidden from now on."""
         found = read_env(self.checkout / self.settings["env.file"])
-        self.output.hide(secrets_in(found))
+        self.output.hide(secrets_in(found) | {found.get(self.settings["notify.webhook"]) or ""} - {""})
         return found
 
     @cached_property
@@ -1066,6 +1153,8 @@ class Deployment(Site):
         self.began, self.started = time.monotonic(), self.resumed[-16:] or clock("%Y%m%dT%H%M%SZ")
         self.release, self.revision = self.checkout, ""  # until there is a candidate
         self.seconds: dict[str, float] = {}
+        self.applied: list[str] = []  # migrations
+        self.recorded: list[dict[str, Any]] = []  # lines of the history that are still to be told
         self.candidate: Candidate | None = None
         self.replaced: tuple[Path | None, Path | None] | None = None  # current and previous before the switch
 
@@ -1128,6 +1217,7 @@ class Deployment(Site):
         self.git("merge", "--ff-only", "--quiet", self.revision)
         self.lock.write(target="")
         if changed and not self.resumed:
+            self.output.line = None  # on a terminal, the new version takes this step anew
             self.output.say("deploy.py or its settings changed: starting over as the new version")
             self.git.drop_worktree(self.release)
             os.set_inheritable(self.lock.descriptor, True)
@@ -1176,6 +1266,7 @@ class Deployment(Site):
         options += f" -c lock_timeout={self.settings['migrate.lock_timeout'] * 1000:.0f}ms"  # only PostgreSQL reads it
         try:
             self.run("migrate.command", self.release, {"PGOPTIONS": options.strip()})
+            self.applied = planned
         except Failure as error:
             applied = "unknown"
             with contextlib.suppress(Failure):
@@ -1277,11 +1368,15 @@ class Deployment(Site):
                 self.go_back(*self.replaced)
             found, failure.live = self.state()
             failure.status = NEEDS_HUMAN if found == NEEDS_HUMAN else failure.status
-            self.excuse(self.record, "interrupted" if isinstance(error, Interrupted) else "failed", failure.what)
+            self.excuse(self.record, "interrupted" if isinstance(error, Interrupted) else "failed", failure.what,
+                        failure.live)
             self.excuse(self.sweep)
             raise failure from None
         finally:
             self.lock.release()
+            self.runner.inherited = ()
+            for entry in self.recorded:
+                self.excuse(notify, self, entry)
         return OK
 
     def take_lock(self) -> dict[str, Any]:
@@ -1369,8 +1464,9 @@ class Deployment(Site):
         self.take(("services", "restart"))
 
     def take(self, steps: Sequence[str]) -> None:
-        """Take the steps, record the success, and remove what is past its keep."""
+        """Take the steps, record the success, remove what is past its keep, and say what is live and what changed."""
         self.open_log()
+        old = self.workspace.live()
         for step in steps:
             self.perform(step)
         Interrupted.shielded = True  # what is recorded as live is not taken back
@@ -1378,19 +1474,29 @@ class Deployment(Site):
         self.replaced = None
         self.output.label = "deploy"
         self.excuse(self.sweep, all_of_it=True)
-        healthy, took = " and healthy" if self.health else "", time.monotonic() - self.began
-        self.output.say(f"{self.release.name} is live{healthy}; it took {took:.1f} s")
+        self.excuse(say_changes, self, old)
+        healthy, see = (" and healthy", f"; see {self.health.address()}") if self.health else ("", "")
+        self.output.say(f"{self.release.name} is live{healthy}; it took {time.monotonic() - self.began:.1f} s{see}")
 
     def perform(self, step: str) -> None:
         """Take one step, with its hooks, and say how long it took."""
-        self.output.label = step
         self.lock.write(step=step)
-        began = time.monotonic()
-        if self.settings.get(f"{step}.command") == () and step != "restart":
-            self.output.say("skipped: its command is empty")
-            return
-        if step in ("static", "migrate", "restart") and self.settings["restart.candidate"] and not self.candidate:
-            self.candidate = Candidate(self, self.release)  # it boots while these steps run
+        took = sorted(entry["steps"][step] for entry in self.workspace.went_live()[-10:] if step in entry["steps"])
+        with self.output.step(step, took[len(took) // 2] if took else 0):
+            if self.settings.get(f"{step}.command") == () and step != "restart":
+                self.output.say("skipped: its command is empty")
+                return
+            if step in ("static", "migrate", "restart") and self.settings["restart.candidate"] and not self.candidate:
+                self.candidate = Candidate(self, self.release)  # it boots while these steps run
+            began = time.monotonic()
+            try:
+                self.act(step)
+            finally:
+                self.seconds[step] = round(time.monotonic() - began, 3)
+            self.output.say(f"done in {self.seconds[step]:.1f} s", passing=True)
+
+    def act(self, step: str) -> None:
+        """What a step does, between its hooks."""
         self.run(f"{step}.before", self.release)
         if step == "env":
             self.output.say(f"{plural(len(self.variables), 'variable')} in {self.settings['env.file']}")
@@ -1399,8 +1505,6 @@ class Deployment(Site):
         else:
             getattr(self, step)()
         self.run(f"{step}.after", self.release)
-        self.seconds[step] = round(time.monotonic() - began, 3)
-        self.output.say(f"done in {self.seconds[step]:.1f} s")
 
     def open_log(self) -> None:
         """There is something to do: show and log all from now on, under a name that no other run has had."""
@@ -1409,17 +1513,20 @@ class Deployment(Site):
             self.started = clock("%Y%m%dT%H%M%SZ")
         self.output.open_log(self.workspace.logs / f"{self.started}.log")
 
-    def record(self, result: str, message: str = "", **changes: object) -> None:
+    def record(self, result: str, message: str = "", state: str = "", **changes: object) -> None:
         """Write this run's line of the history."""
         live, command = self.workspace.live(), self.options.command
         counts = command == "deploy" and self.revision and not self.asked and result in ("live", "failed")
-        self.workspace.record({
+        entry = {
             "release": "" if self.release == self.checkout else self.release.name, "revision": self.revision,
             "subject": self.output.mask(self.git.subject(self.revision)), "command": command, "by": started_by(),
             "started": self.started, "ended": clock(), "seconds": round(time.monotonic() - self.began, 3),
             "steps": self.seconds, "result": result, "message": self.output.mask(message),
-            "live": live.name if live else "", "inputs": self.inputs() if counts else "",
-        } | changes)
+            "state": self.output.mask(state), "live": live.name if live else "",
+            "inputs": self.inputs() if counts else "",
+        } | changes
+        self.workspace.record(entry)
+        self.recorded.append(entry)
 
     def sweep(self, all_of_it: bool = False) -> None:
         """Remove the releases that are not kept; `all_of_it`: the environments and backups past their keep, too."""
@@ -1471,6 +1578,87 @@ def back_up(site: Site, name: str) -> Path | None:
         partial.unlink(missing_ok=True)
     site.output.say(f"backed up: {path} ({size / 1e6:.1f} MB)")
     return path
+
+
+# --------------------------------------------------------------------------------------------- what changed
+
+def say_changes(site: Deployment, old: Path | None) -> None:
+    """Say what the release of this run changed against the one that was live before it, a line each."""
+    before = site.workspace.entry(old).get("revision")
+    if not old or not before:
+        return
+    log = site.git("log", "--left-right", "--format=%m %h %s", f"{before}...{site.revision}").splitlines()
+    was, now = (packages(site.project(release) / "Pipfile.lock") for release in (old, site.release))
+    moved = [name for name in sorted(was | now) if was.get(name) != now.get(name)]
+    for line in (*shortened([f"commit {'taken back ' if line[0] == '<' else ''}{line[2:]}" for line in log]),
+                 *(f"migration {name}" for name in site.applied),
+                 *shortened([f"package {name}: {was.get(name, 'none')} -> {now.get(name, 'none')}" for name in moved])):
+        site.output.say(line)
+
+
+def shortened(lines: list[str], most: int = 10) -> list[str]:
+    """The first lines of a list, and how many more there are."""
+    return lines if len(lines) <= most + 1 else [*lines[:most], f"and {len(lines) - most} more"]
+
+
+def packages(lock: Path) -> dict[str, str]:
+    """The packages of a Pipfile.lock with their versions, or what stands in place of one."""
+    found = json.loads(lock.read_bytes())["default"] if lock.is_file() else {}
+    return {name: str(each.get("version") or each.get("ref")).removeprefix("==") for name, each in found.items()}
+
+
+# -------------------------------------------------------------------------------------------- notifications
+
+FAILURES = ("failed", "interrupted", "cut off")
+
+
+def notify(site: Deployment, entry: Mapping[str, Any]) -> None:
+    """Tell the journal, the webhook and the command of [notify] of a line of the history."""
+    failed, limit = entry["result"] in FAILURES, site.settings["notify.timeout"]
+    text = site.output.mask(announcement(site, entry))
+    to_journal(site.settings["notify.journal"], {
+        "MESSAGE": text, "PRIORITY": "3" if failed else "6", "SYSLOG_IDENTIFIER": "deploy",
+        **{f"DEPLOY_{key.upper()}": str(entry[key]) for key in ("command", "result", "release", "revision", "by")}})
+    before = [each["result"] in FAILURES for each in site.workspace.history()
+              if each["command"] == entry["command"] and each["started"] < entry["started"]]
+    if not failed and site.settings["notify.on"] not in ("always", "recovery" if before[-1:] == [True] else ""):
+        return
+    if name := site.settings["notify.webhook"]:
+        payload = {"text": text, "content": text, "details": entry}
+        to = site.variables.get(name, f"no {name} in {site.settings['env.file']}")
+        told, saw = within(limit, lambda: post(to, payload, limit), "it")
+        if not told:
+            site.output.say(f"warning: the webhook was not told: {saw}")
+    for argv in site.settings["notify.command"]:
+        site.excuse(site.runner.run, [*argv, text], site.checkout, site.environment(site.checkout), limit, quiet=True)
+
+
+def announcement(site: Site, entry: Mapping[str, Any]) -> str:
+    """A line of the history as one sentence, no longer than Discord takes."""
+    what = f"{entry['release']} is live, {entry['subject']}" if entry["result"] == "live" else entry["message"]
+    said = (f"{entry['command']} {entry['result']}", what, entry["state"], f"by {entry['by']}", entry["started"])
+    place = (site.health and site.health.host) or socket.gethostname()
+    return f"{place}: {'; '.join(filter(None, said))}"[:2000]
+
+
+def post(url: str, payload: Mapping[str, object], limit: float) -> Answer:
+    """POST JSON once, with no proxy and no redirect."""
+    import urllib.request
+    try:
+        headers = {"Content-Type": "application/json", "User-Agent": "deploy.py"}
+        request = urllib.request.Request(url, json.dumps(payload).encode(), headers)
+        with http_opener(None).open(request, timeout=limit) as answer:
+            return 200 <= answer.status < 300, f"it answered {answer.status} {answer.reason}"
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the deployment goes on
+        return False, str(getattr(error, "reason", None) or error)
+
+
+def to_journal(path: str, fields: Mapping[str, str]) -> None:
+    """One structured entry for systemd's journal, where there is one, in its native protocol."""
+    entry = "".join(f"{name}={' '.join(value.split())}\n" for name, value in fields.items())
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.setblocking(False)
+        journal.sendto(entry.encode("utf-8", "replace"), path)
 
 
 # -------------------------------------------------------------------------------------------- other commands
@@ -1537,10 +1725,27 @@ def history_command(site: Site) -> int:
         if site.options.json:
             print(json.dumps(entry))
             continue
-        steps = " ".join(f"{step} {took:.1f}" for step, took in entry.get("steps", {}).items())
-        print(f"{entry['started']}  {entry['result']:<11} {entry['command']:<8} {entry['revision'][:7]:<7} "
-              f"{entry['seconds']:7.1f} s  {entry['subject']}{f'  ({steps})' if steps else ''}")
+        steps = entry.get("steps", {})
+        what = [word for word in (entry["command"], entry["result"]) if word not in ("deploy", "live")]
+        row = (f"{entry['started']}  {' '.join(what) or 'live':<11}  {entry['revision'][:7]:<7}  "
+               f"{entry['seconds']:6.1f} s  {entry['by'].rpartition(', ')[2].split(' ')[0]:<8}  ")
+        if site.output.terminal:
+            width = shutil.get_terminal_size().columns - 1
+            site.output.show(fit(f"{row}{bar(steps, width // 8)}  {entry['subject']}", width))
+        else:
+            took = " ".join(f"{step} {seconds:.1f}" for step, seconds in steps.items())
+            print(f"{row}{entry['subject']}{f'  ({took})' if took else ''}")
     return OK
+
+
+def bar(steps: Mapping[str, float], width: int) -> str:
+    """The steps' shares of their time, each drawn with its first letter; a second one with an S in its capital."""
+    drawn, passed, total = "", 0.0, sum(steps.values()) or 1
+    for step, took in steps.items():
+        passed += took
+        letter = step[0].upper() if step[0] in drawn else step[0]
+        drawn += letter * (round(passed / total * width) - len(drawn))
+    return drawn.ljust(width)
 
 
 def logs_command(site: Site) -> int:
@@ -1953,6 +2158,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; the exit status. Only this turns a failure into a sentence."""
     options = parse_arguments(sys.argv[1:] if argv is None else argv)
+    if options.command == "deploy" and os.environ.get("SSH_ORIGINAL_COMMAND", "").endswith("deploy.py logs"):
+        # who logs in with a key that may only deploy asks what it did, and must not deploy again for that
+        options = parse_arguments(["-c", str(options.config), "logs"])
     Interrupted.install()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone

@@ -153,6 +153,8 @@ url = http://127.0.0.1:{port}/
 headers =
 deadline = 0.5
 timeout = 10
+[notify]
+journal =
 """
 
 

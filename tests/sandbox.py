@@ -47,6 +47,8 @@ url = http://127.0.0.1:{port}/
 headers =
 contains = name="release"
 deadline = 20
+[notify]
+journal =
 """
 
 ENV = """\
@@ -232,9 +234,9 @@ class Sandbox:
         """Run deploy.py as its user would, its output before the reader's eyes; exit status and output."""
         self.tell(f"$ python3 deploy.py {' '.join(arguments)}".rstrip())
         lines = []
+        to = None if sys.stdout.isatty() and not self.quiet else subprocess.PIPE  # a terminal is shown as one sees it
         with subprocess.Popen([sys.executable, "deploy.py", *arguments], cwd=self.checkout, env=self.environment(),
-                              text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              ) as process:
+                              text=True, stdin=subprocess.DEVNULL, stdout=to, stderr=subprocess.STDOUT) as process:
             for line in process.stdout or ():
                 lines.append(line)
                 self.tell(line.rstrip("\n"))
