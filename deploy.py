@@ -1341,8 +1341,8 @@ class Deployment(Site):
         """Act; a failure is said, and no more."""
         try:
             act(*arguments, **options)
-        except (Failure, OSError) as error:
-            self.output.say(f"warning: {error}")
+        except Exception as error:  # noqa: BLE001 - what is live does not depend on it
+            self.output.say(f"warning: {as_failure(error, self.output)}")
 
     # ------------------------------------------------------------------------------------------- around the steps
 
