@@ -1635,7 +1635,7 @@ def notify(site: Deployment, entry: Mapping[str, Any]) -> None:
 
 def announcement(site: Site, entry: Mapping[str, Any]) -> str:
     """A line of the history as one sentence, no longer than Discord takes."""
-    what = f"{entry['release']} is live, {entry['subject']}" if entry["result"] == "live" else entry["message"]
+    what = entry["message"] or f"{entry['release']} is live, {entry['subject']}"
     said = (f"{entry['command']} {entry['result']}", what, entry["state"], f"by {entry['by']}", entry["started"])
     place = (site.health and site.health.host) or socket.gethostname()
     return f"{place}: {'; '.join(filter(None, said))}"[:2000]
@@ -1726,7 +1726,7 @@ def history_command(site: Site) -> int:
             print(json.dumps(entry))
             continue
         steps = entry.get("steps", {})
-        what = [word for word in (entry["command"], entry["result"]) if word not in ("deploy", "live")]
+        what = [word for word in (entry["command"], entry["result"]) if word not in ("deploy", "live", "restarted")]
         row = (f"{entry['started']}  {' '.join(what) or 'live':<11}  {entry['revision'][:7]:<7}  "
                f"{entry['seconds']:6.1f} s  {entry['by'].rpartition(', ')[2].split(' ')[0]:<8}  ")
         if site.output.terminal:

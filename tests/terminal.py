@@ -22,7 +22,9 @@ AGAIN = "\r\x1b[K"  # with which a line is written anew
 class Terminal:
     """deploy.py at work on a terminal; `raw` is all that it wrote there until now."""
 
-    def __init__(self, lab: Lab, *arguments: str, columns: int = 100, variables: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, lab: Lab, *arguments: str, columns: int = 100, variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.raw, self.status = "", -1
         self.ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
