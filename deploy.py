@@ -71,7 +71,7 @@ CONTROL = re.compile(r"\x1b\[[\d;?]*[A-Za-z]|[\x00-\x1f\x7f-\x9f]")  # what woul
 COLOURS = {"✓": 32, "✗": 31, "FAILED:": 31, "warning:": 33}
 WIDTH = 4000  # characters of one line on stdout; ssh-action stops reading at 65,536
 
-OK, FAILED, NEEDS_HUMAN, LOCKED, MISTAKE = 0, 1, 3, 75, 78
+OK, FAILED, USAGE, NEEDS_HUMAN, LOCKED, MISTAKE = 0, 1, 2, 3, 75, 78
 
 
 # ---------------------------------------------------------------------------------------------------- errors
@@ -164,6 +164,7 @@ named = matching(r"[\w-]+:\s*\S.*", "a name and its command, as in nginx: system
 variable = matching(r"([A-Za-z_]\w*)?", "the name of a variable in .env, which holds the URL")
 occasion = matching("failure|recovery|always", "one of failure, recovery and always")
 header = matching(r"[\w-]+:.*", "a header, as in X-Forwarded-Proto: https", lambda line: line.split(":", 1))
+yes_or_no = matching(r"yes|no", "yes or no", lambda text: text == "yes")
 
 
 def shared_paths(text: str) -> tuple[str, ...]:
@@ -201,9 +202,10 @@ OPTIONS: tuple[tuple[str, str, Kind, str], ...] = (
     ("services", "timeout", seconds, "300"),
     ("static", "command", commands, "python manage.py collectstatic --noinput"),
     ("static", "timeout", seconds, "300"),
-    ("migrate", "plan", commands, "python manage.py migrate --plan"),
+    ("migrate", "shell", commands, "python manage.py shell --verbosity 0"),
     ("migrate", "command", commands, "python manage.py migrate --noinput"),
     ("migrate", "lock_timeout", seconds, "2"),
+    ("migrate", "reverse_on_failure", yes_or_no, "no"),
     ("migrate", "timeout", seconds, "3600"),
     ("restart", "candidate", commands,
      "gunicorn --preload --name candidate --no-control-socket --bind unix:{socket} forms.wsgi:application"),
@@ -233,8 +235,12 @@ OPTIONS: tuple[tuple[str, str, Kind, str], ...] = (
     ("backup", "command", commands,
      ("docker exec postgresql sh -c "
       "'exec pg_dump --format=custom --username=\"$POSTGRES_USER\" \"$POSTGRES_DB\"'")),
+    ("backup", "verify", commands, "docker exec -i postgresql pg_restore --file=/dev/null"),
     ("backup", "timeout", seconds, "1800"),
     ("backup", "keep", number, "10"),
+    ("backup", "after", commands, ""),
+    ("restore", "command", commands, "sh postgresql/restore.sh {act} {database}"),
+    ("restore", "timeout", seconds, "7200"),
     ("notify", "on", occasion, "failure"),
     ("notify", "webhook", variable, ""),
     ("notify", "command", commands, ""),
@@ -523,6 +529,7 @@ class Child:
     def __init__(
         self, argv: Sequence[str], folder: Path, environment: Mapping[str, str], output: Output,
         sinks: Sequence[Callable[[str], None]], stdout: int | None = None, inherited: Sequence[int] = (),
+        stdin: int = subprocess.DEVNULL,
     ) -> None:
         self.output = output
         program = shutil.which(argv[0], path=environment.get("PATH")) or argv[0]
@@ -531,7 +538,7 @@ class Child:
         apart = stdout is not None or len(sinks) > 1
         try:
             self.process = subprocess.Popen(
-                argv, cwd=folder, env=environment, stdin=subprocess.DEVNULL, start_new_session=True,
+                argv, cwd=folder, env=environment, stdin=stdin, start_new_session=True,
                 stdout=subprocess.PIPE if stdout is None else stdout,
                 stderr=subprocess.PIPE if apart else subprocess.STDOUT, pass_fds=inherited)
         except OSError as error:
@@ -592,7 +599,7 @@ class Runner:
 
     def run(
         self, argv: Sequence[str], folder: Path, environment: Mapping[str, str], timeout: float,
-        quiet: bool = False, stdout: int | None = None,
+        quiet: bool = False, stdout: int | None = None, stdin: int = subprocess.DEVNULL,
     ) -> str:
         """Run a command to its end, or CommandFailed; what a `quiet` one wrote to stdout."""
         lines: list[str] = []
@@ -607,7 +614,8 @@ class Runner:
             show(line)
 
         self.output.say(f"$ {shlex.join(argv)}", shown=not quiet, passing=True)
-        child = Child(argv, folder, environment, self.output, [keep, show] if quiet else [show], stdout, self.inherited)
+        sinks = [keep, show] if quiet else [show]
+        child = Child(argv, folder, environment, self.output, sinks, stdout, self.inherited, stdin)
         started = time.monotonic()
         try:
             while not child.ended(0.2):
@@ -627,6 +635,11 @@ class Runner:
 
 
 # ------------------------------------------------------------------------------------------------------ lock
+
+# What a cut-off run leaves to put right: the revision of a fast-forward, the database beside the live one, the
+# release whose migrations are being reversed.
+UNFINISHED = ("target", "database", "reversing")
+
 
 class Lock:
     """A flock, free as soon as its holder and the holder's commands are gone; its text (JSON) says who holds it."""
@@ -659,12 +672,13 @@ class Lock:
         raw = json.dumps(self.text, ensure_ascii=False).encode() + b"\n"
         os.pwrite(self.descriptor, raw, 0)
         os.ftruncate(self.descriptor, len(raw))
-        if "target" in changes:  # after a power cut, the half fast-forward must be known
+        if changes.keys() & UNFINISHED:  # after a power cut, what is half done must be known
             os.fsync(self.descriptor)
 
     def release(self) -> None:
-        """Leave in good order."""
-        os.ftruncate(self.descriptor, 0)
+        """Leave in good order; what could not be put right stays in the text, for the next run."""
+        if not any(self.text.get(key) for key in UNFINISHED):
+            os.ftruncate(self.descriptor, 0)
         fcntl.flock(self.descriptor, fcntl.LOCK_UN)  # for what a command left running on purpose, too
         os.close(self.descriptor)
 
@@ -1021,12 +1035,12 @@ class Site:
 
     def run(
         self, setting: str, release: Path, more: Mapping[str, str] | None = None, quiet: bool = False,
-        stdout: int | None = None, only: Sequence[str] = (),
+        stdout: int | None = None, stdin: int = subprocess.DEVNULL, only: Sequence[str] = (),
     ) -> str:
         """Run the commands of a setting in the project of a release, or of the checkout; what quiet ones wrote."""
         limit = self.settings.get(setting.split(".")[0] + ".timeout", 600.0)
         environment, place = self.environment(release) | dict(more or {}), self.project(release)
-        return "\n".join(self.runner.run(argv, place, environment, limit, quiet, stdout)
+        return "\n".join(self.runner.run(argv, place, environment, limit, quiet, stdout, stdin)
                          for argv in ([only] if only else self.settings[setting]))
 
     def find_python(self, lock: Path) -> Path:
@@ -1087,6 +1101,8 @@ class Site:
     def state(self) -> tuple[int, str]:
         """The exit status that a failure deserves, and what is live, asked for now."""
         live = self.workspace.live()
+        if self.lock.text.get("database") or self.lock.text.get("reversing"):
+            return NEEDS_HUMAN, "the database is left half way: run this again, which puts it right first"
         if not live:
             return FAILED, "no release is live yet"
         if not self.workspace.entry(live):
@@ -1141,6 +1157,38 @@ class Candidate(Child):
 # ------------------------------------------------------------------------------------------------- the steps
 
 RELOCK = "run pipenv lock, commit Pipfile.lock and push"
+LOCK_TIMEOUT = re.compile(r"LockNotAvailable|lock (wait )?timeout", re.IGNORECASE)
+# Runs in `manage.py shell`: lists the migrations of the default database, or reverses those of DEPLOY_UNDO.
+MIGRATIONS = b"""
+import json, os
+from django.core.management import call_command
+from django.db import connection
+from django.db.migrations import DeleteModel, RemoveField
+from django.db.migrations.executor import MigrationExecutor
+
+executor = MigrationExecutor(connection, print)
+graph, applied, undo = executor.loader.graph, executor.loader.applied_migrations, os.environ.get("DEPLOY_UNDO")
+plan = [(each, (each.app_label, each.name) in applied)
+        for each, _ in executor.migration_plan(graph.leaf_nodes(), clean_start=True)]
+if undo:
+    executor.migrate(None, [(each, True) for each, done in reversed(plan) if done and str(each) in undo.split()])
+else:
+    call_command("migrate", plan=True)  # it refuses migrations in conflict, and an inconsistent history
+    print(json.dumps([{"name": str(each), "applied": done, "reversible": all(one.reversible for one in each.operations),
+                       "removes": [one.describe() for one in each.operations
+                                   if isinstance(one, (DeleteModel, RemoveField))]} for each, done in plan]))
+"""
+
+
+def check_reversible(migrations: Iterable[Mapping[str, Any]]) -> None:
+    """Failure unless every one of these migrations can be reversed."""
+    if fixed := names(each for each in migrations if not each["reversible"]):
+        raise Failure(f"no migration was reversed, because {fixed} cannot be", "write a migration that undoes it")
+
+
+def names(migrations: Iterable[Mapping[str, Any]]) -> str:
+    """The names of migrations, for a sentence."""
+    return ", ".join(each["name"] for each in migrations)
 
 
 class Deployment(Site):
@@ -1153,10 +1201,10 @@ class Deployment(Site):
         self.began, self.started = time.monotonic(), self.resumed[-16:] or clock("%Y%m%dT%H%M%SZ")
         self.release, self.revision = self.checkout, ""  # until there is a candidate
         self.seconds: dict[str, float] = {}
-        self.applied: list[str] = []  # migrations
         self.recorded: list[dict[str, Any]] = []  # lines of the history that are still to be told
         self.candidate: Candidate | None = None
         self.replaced: tuple[Path | None, Path | None] | None = None  # current and previous before the switch
+        self.migrating: tuple[list[dict[str, Any]], Path | None] | None = None  # what is planned, and the backup
 
     def pull(self) -> None:
         """Step 2: fetch, fast-forward the checkout, and check the revision out into a folder of its own."""
@@ -1254,31 +1302,81 @@ class Deployment(Site):
 
     def migrate(self) -> None:
         """Step 6: if a migration is planned, back the database up and migrate."""
-        planned = self.planned()
-        if not planned and self.settings["migrate.plan"]:
+        planned = [each for each in self.migrations(self.release) if not each["applied"]]
+        if not planned and self.settings["migrate.shell"]:
             self.output.say("nothing to migrate")
             return
-        self.output.say(f"to be applied: {', '.join(planned) or 'unknown, because [migrate] plan is empty'}")
+        self.output.say(f"to be applied: {names(planned) or 'unknown, because [migrate] shell is empty'}")
+        for each in planned:
+            if marks := ["it cannot be reversed"] * (not each["reversible"]) + each["removes"]:
+                self.output.say(f"note: {each['name']}: {'; '.join(marks)}; the release before may not work with that")
         if self.candidate:  # what cannot be imported never touches the database
             self.candidate.await_boot()
-        saved = back_up(self, self.release.name)
-        options = self.environment(self.release).get("PGOPTIONS", "")
-        options += f" -c lock_timeout={self.settings['migrate.lock_timeout'] * 1000:.0f}ms"  # only PostgreSQL reads it
-        try:
-            self.run("migrate.command", self.release, {"PGOPTIONS": options.strip()})
-            self.applied = planned
-        except Failure as error:
-            applied = "unknown"
-            with contextlib.suppress(Failure):
-                left = self.planned()
-                applied = ", ".join(each for each in planned if each not in left) or "none"
-            error.what += f"; migrations applied, which stay: {applied}"
-            error.what += f"; the database before them is in {saved}" if saved else ""
-            raise
+        saved = back_up(self, self.release.name) if self.settings["backup.command"] else None
+        if not saved:
+            self.output.say("no backup: [backup] command is empty")
+        self.migrating = planned, saved
+        self.patiently(lambda more: self.run("migrate.command", self.release, more))
 
-    def planned(self) -> list[str]:
-        """The migrations that are to be applied, in their order."""
-        return re.findall(r"^(\w+\.\w+)$", self.run("migrate.plan", self.release, quiet=True), re.MULTILINE)
+    def migrations(self, release: Path) -> list[dict[str, Any]]:
+        """Every migration that a release knows, in their order: name, applied, reversible, what it removes."""
+        if not self.settings["migrate.shell"]:
+            return []
+        said = self.in_django(release, {}, quiet=True)
+        try:
+            return list(json.loads(said.splitlines()[-1]))
+        except (ValueError, IndexError):
+            raise Failure("[migrate] shell did not list the migrations",
+                          "it must run the Python that it gets on its stdin, as manage.py shell does") from None
+
+    def in_django(self, release: Path, more: Mapping[str, str], quiet: bool = False) -> str:
+        """Run MIGRATIONS in a release; what it wrote if it was quiet."""
+        with tempfile.TemporaryFile() as code:  # a file, because manage.py shell passes over a pipe that is empty yet
+            code.write(MIGRATIONS)
+            code.seek(0)
+            return self.run("migrate.shell", release, more, quiet, stdin=code.fileno())
+
+    def patiently(self, act: Callable[[Mapping[str, str]], object]) -> None:
+        """Change the schema under a lock timeout; with growing pauses again and again, if only a lock is in the way."""
+        limit, pause = self.settings["migrate.lock_timeout"], 1.0
+        until = time.monotonic() + self.settings["migrate.timeout"]
+        options = self.environment(self.checkout).get("PGOPTIONS", "")
+        options += f" -c lock_timeout={limit * 1000:.0f}ms"  # only PostgreSQL reads it
+        while True:
+            try:
+                act({"PGOPTIONS": options.strip()})
+                return
+            except CommandFailed as error:
+                if not LOCK_TIMEOUT.search("\n".join(error.details)) or time.monotonic() + pause > until:
+                    raise
+            self.output.say(f"another transaction held a lock for more than {limit:g} s; trying again in {pause:g} s")
+            time.sleep(pause)  # the requests that waited behind the migration have their turn
+            pause = min(pause * 2, 30.0)
+
+    def reverse(self, release: Path, chosen: Sequence[Mapping[str, Any]]) -> None:
+        """Reverse migrations with the code of a release, last first."""
+        undo = {"DEPLOY_UNDO": " ".join(each["name"] for each in chosen)}
+        self.patiently(lambda more: self.in_django(release, {**more, **undo}))
+
+    def settle_schema(self, failure: Failure) -> None:
+        """Say which migrations of a deployment that failed were applied; reverse them if [migrate] says so."""
+        if not self.migrating:
+            return
+        planned, saved = self.migrating
+        stays = "; the schema stays as it is"
+        try:
+            done = {each["name"] for each in self.migrations(self.release) if each["applied"]}
+            applied, left = ([each for each in planned if (each["name"] in done) is so] for so in (True, False))
+            failure.what += f"; migrations applied: {names(applied) or 'none'}; not applied: {names(left) or 'none'}"
+            if applied and self.settings["migrate.reverse_on_failure"]:
+                check_reversible(applied)
+                self.reverse(self.release, applied)
+                stays = "; those applied were reversed"
+        except Failure as error:
+            stays += f": {error.what}"
+        failure.what += stays
+        if saved:
+            failure.what += f"; the database before it all comes back with: python3 deploy.py restore {saved} --yes"
 
     def restart(self) -> None:
         """Step 7: prove the candidate, switch to it, restart gunicorn, and check the health of the site."""
@@ -1366,6 +1464,9 @@ class Deployment(Site):
             self.excuse(self.undo_fast_forward)
             if self.replaced:
                 self.go_back(*self.replaced)
+            self.excuse(self.undo_restore)
+            self.excuse(self.undo_reversal)
+            self.excuse(self.settle_schema, failure)
             found, failure.live = self.state()
             failure.status = NEEDS_HUMAN if found == NEEDS_HUMAN else failure.status
             self.excuse(self.record, "interrupted" if isinstance(error, Interrupted) else "failed", failure.what,
@@ -1389,7 +1490,7 @@ class Deployment(Site):
             left = self.lock.take(self.options.wait, self.output)
         self.runner.inherited = (self.lock.descriptor,)
         self.lock.write(command=self.options.command, by=started_by(), since=clock(), started=self.started,
-                        pid=os.getpid(), step="its start", target=left.get("target"))
+                        pid=os.getpid(), step="its start", **{key: left.get(key) for key in UNFINISHED})
         return left
 
     def recover(self, left: Mapping[str, Any]) -> None:
@@ -1409,6 +1510,10 @@ class Deployment(Site):
             self.open_log()
             self.output.say(f"found: {live.name} was switched to, and is not known to be healthy")
             self.go_back(proven, self.workspace.earlier(proven))
+        if left.get("database") or left.get("reversing"):  # after a power cut, the database may be down
+            self.run("services.command", self.checkout)
+        self.undo_restore()
+        self.undo_reversal()
         self.sweep()
 
     def undo_fast_forward(self) -> None:
@@ -1453,7 +1558,45 @@ class Deployment(Site):
             return
         self.release, self.revision = release, self.workspace.entry(release)["revision"]
         self.output.say(f"from {live.name if live else 'nothing'} to {release.name}")
+        self.open_log()
+        if self.settings["restart.candidate"]:
+            self.candidate = Candidate(self, release)  # it boots while the two schemas are compared
+        if live and self.settings["migrate.shell"]:
+            self.part_schema(live, release)
         self.take(("restart",))
+        self.lock.write(reversing=None)
+
+    def part_schema(self, newer: Path, older: Path) -> None:
+        """Say which migrations separate two releases; with --reverse-migrations, back up and reverse them."""
+        self.output.label = "migrate"
+        try:
+            known = {each["name"] for each in self.migrations(older)}
+            between = [each for each in self.migrations(newer) if each["applied"] and each["name"] not in known]
+        except Failure as error:
+            if self.options.reverse_migrations:
+                raise
+            self.output.say(f"warning: which migrations separate them is unknown: {error}")
+            return
+        apart = f"{newer.name} has {names(between) or 'no migration'} more than {older.name}"
+        if not self.options.reverse_migrations or not between:
+            self.output.say(f"{apart}; the schema stays{', see --reverse-migrations' if between else ''}")
+            return
+        check_reversible(between)
+        self.output.say(f"{apart}, to be reversed")
+        if self.candidate:  # what cannot be imported never touches the database
+            self.candidate.await_boot()
+        back_up(self, f"{self.started}-rollback")
+        self.lock.write(step="migrate", reversing=newer.name)
+        self.reverse(newer, between)
+
+    def undo_reversal(self) -> None:
+        """Apply again what a rollback reversed, if the release that needs it is live after all."""
+        live, name = self.workspace.live(), self.lock.text.get("reversing")
+        if live and live.name == name:
+            self.output.say(f"applying again what was reversed, because {name} is live")
+            self.patiently(lambda more: self.run("migrate.command", live, more))
+        if name:
+            self.lock.write(reversing=None)
 
     def restart_all(self) -> None:
         """Restart everything that the live release needs, in the order of a deployment; it proves itself first."""
@@ -1512,6 +1655,7 @@ class Deployment(Site):
             time.sleep(0.1)  # the run before began in this very second
             self.started = clock("%Y%m%dT%H%M%SZ")
         self.output.open_log(self.workspace.logs / f"{self.started}.log")
+        self.output.quiet = self.options.command == "backup" and self.options.json  # its stdout is one line of JSON
 
     def record(self, result: str, message: str = "", state: str = "", **changes: object) -> None:
         """Write this run's line of the history."""
@@ -1540,8 +1684,89 @@ class Deployment(Site):
             used = {(self.project(release) / ".venv").resolve() for release in kept}
             for venv in set(self.workspace.venvs.iterdir()) - used:
                 shutil.rmtree(venv)
-            for backup in sorted(self.workspace.backups.glob("*.dump"))[:-self.settings["backup.keep"]]:
-                backup.unlink()
+            self.sweep_backups("*-*.dump")
+            self.sweep_backups("*Z.dump")
+
+    def sweep_backups(self, pattern: str) -> None:
+        """Keep the newest backups of a kind: those before a change have a `-` in their names, the others do not."""
+        for backup in sorted(self.workspace.backups.glob(pattern))[:-self.settings["backup.keep"]]:
+            backup.unlink()
+
+    # ---------------------------------------------------------------------------------------- backup and restore
+
+    def backup(self) -> None:
+        """Back the database up, by hand or from cron."""
+        self.open_log()
+        self.output.label = "backup"
+        path = back_up(self, self.started)
+        self.record("backed up", str(path))
+        self.sweep_backups("*Z.dump")  # this kind alone: a failed migration's stays
+        if self.options.json:
+            print(json.dumps({"file": str(path), "bytes": path.stat().st_size, "started": self.started}))
+
+    def restore(self) -> None:
+        """Put a backup in the place of the database; with --test, restore it beside that and drop it again."""
+        self.open_log()
+        self.output.label = kind = "test" if self.options.test else "restore"
+        database, file, say = f"{kind}_{self.started.lower()}", self.options.file, self.output.say
+        verify(self, file)
+        before = self.count("")
+        self.lock.write(step="restore", database=database)
+        if kind == "restore":
+            say("from now on the database takes no writes; reads go on")
+            self.on_database("freeze", database)
+            back_up(self, f"{self.started}-restore")
+        say(f"restoring {file} beside the database")
+        with open(file, "rb") as dump:
+            self.on_database("load", database, dump.fileno())
+        say(f"the backup holds {self.count(database)}; the database {before}")
+        if kind == "restore":
+            self.exchange(database)
+        self.undo_restore()
+        self.record("restored" if kind == "restore" else "tested", str(file))
+        say(f"{file} {'is the database now' if kind == 'restore' else 'can be restored; nothing was changed'}")
+
+    def exchange(self, database: str) -> None:
+        """Put the restored database in the live one's place, and back if the site is not healthy with it."""
+        Interrupted.shielded = True  # what follows takes a moment, and is not left half done
+        live = self.workspace.live()
+        self.on_database("swap", database)
+        try:
+            if live:
+                self.check_health(live)
+        except Failure:
+            self.on_database("swap", database)
+            raise
+        with contextlib.suppress(Failure):
+            if live and (lacking := names(each for each in self.migrations(live) if not each["applied"])):
+                self.output.say(f"note: the restored database lacks {lacking}; python3 deploy.py applies them")
+
+    def undo_restore(self) -> None:
+        """Let the database take writes again, and drop the one beside it, be that the restored or the old one."""
+        if not (database := self.lock.text.get("database")):
+            return
+        if not database.startswith("test"):
+            self.on_database("thaw", database)
+        self.on_database("drop", database)
+        self.lock.write(database=None)
+
+    def on_database(self, act: str, database: str, stdin: int = subprocess.DEVNULL) -> str:
+        """Run [restore] command for an act on a database; what it wrote."""
+        words = {"{act}": act, "{database}": database}
+        return "\n".join(self.run("restore.command", self.checkout, quiet=True, stdin=stdin,
+                                  only=[words.get(word, word) for word in argv])
+                         for argv in self.settings["restore.command"])
+
+    def count(self, database: str) -> str:
+        """How many tables and rows a database holds (empty: the live one), for a sentence; Failure if it has none."""
+        rows = [int(found[-1]) for line in self.on_database("count", database).splitlines()
+                if (found := re.findall(r"\d+", line))]
+        if database and not rows:
+            raise Failure("the backup holds no table", "restore another one")
+        return f"{plural(len(rows), 'table')} with {plural(sum(rows), 'row')}"
+
+
+MAKE_ROOM = "make room, as df -h shows where, then try again"
 
 
 def as_failure(error: BaseException, output: Output) -> Failure:
@@ -1557,27 +1782,53 @@ def as_failure(error: BaseException, output: Output) -> Failure:
 
 # ---------------------------------------------------------------------------------------------------- backup
 
-def back_up(site: Site, name: str) -> Path | None:
-    """Stream the backup command's output into a file that is whole once it has its name; None without a command."""
+def back_up(site: Site, name: str) -> Path:
+    """Stream the backup command's output into a file that is whole, and proven, once it has its name."""
     if not site.settings["backup.command"]:
-        site.output.say("no backup: [backup] command is empty")
-        return None
+        raise Failure("the database cannot be backed up: [backup] command is empty", "say there how it is")
     path = site.workspace.backups / f"{name}.dump"
     partial = path.with_suffix(".part")
+    check_room(path.parent)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        site.run("backup.command", site.checkout, stdout=descriptor)
+        site.run("backup.command", site.checkout, quiet=True, stdout=descriptor)
         os.fsync(descriptor)
         size = os.fstat(descriptor).st_size
         if not size:
             raise Failure("the backup is empty", "mend [backup] command: it must write the dump to its stdout")
+        verify(site, partial)
         partial.replace(path)
         sync(path.parent)
+    except (CommandFailed, OSError):
+        if shutil.disk_usage(path.parent).free < PIECE:
+            raise Failure("the backup has filled the disk", MAKE_ROOM) from None
+        raise
     finally:
         os.close(descriptor)
         partial.unlink(missing_ok=True)
     site.output.say(f"backed up: {path} ({size / 1e6:.1f} MB)")
+    for argv in site.settings["backup.after"]:
+        site.run("backup.after", site.checkout, only=[word.replace("{file}", str(path)) for word in argv])
     return path
+
+
+def check_room(folder: Path) -> None:
+    """Failure unless a backup as large as the last one fits on the disk, with some room to spare."""
+    sizes = [backup.stat().st_size for backup in sorted(folder.glob("*.dump"))]
+    needed, free = sum(sizes[-1:]) * 1.2 + 16 * PIECE, shutil.disk_usage(folder).free
+    if free < needed:
+        raise Failure(f"there is no room for a backup: {free / 1e6:.0f} MB are free in {folder}, "
+                      f"and {needed / 1e6:.0f} are needed", MAKE_ROOM)
+
+
+def verify(site: Site, file: Path) -> None:
+    """Failure unless [backup] verify, which gets it on its stdin, finds that a file is a whole backup."""
+    try:
+        with open(file, "rb") as dump:
+            site.run("backup.verify", site.checkout, quiet=True, stdin=dump.fileno())
+    except CommandFailed as error:
+        raise Failure(f"{file.name} is not a whole backup: {error.what}", "see what [backup] command writes",
+                      details=error.details) from None
 
 
 # --------------------------------------------------------------------------------------------- what changed
@@ -1591,7 +1842,7 @@ def say_changes(site: Deployment, old: Path | None) -> None:
     was, now = (packages(site.project(release) / "Pipfile.lock") for release in (old, site.release))
     moved = [name for name in sorted(was | now) if was.get(name) != now.get(name)]
     for line in (*shortened([f"commit {'taken back ' if line[0] == '<' else ''}{line[2:]}" for line in log]),
-                 *(f"migration {name}" for name in site.applied),
+                 *(f"migration {each['name']}" for each in (site.migrating or [[]])[0]),
                  *shortened([f"package {name}: {was.get(name, 'none')} -> {now.get(name, 'none')}" for name in moved])):
         site.output.say(line)
 
@@ -1690,6 +1941,23 @@ def deploy_command(site: Deployment) -> int:
 def rollback_command(site: Deployment) -> int:
     """Go back to the newest earlier release that was healthy, or to the one named."""
     return site.under_lock(site.rollback)
+
+
+def backup_command(site: Deployment) -> int:
+    """Back the database up."""
+    return site.under_lock(site.backup)
+
+
+def restore_command(site: Deployment) -> int:
+    """Put a backup in the place of the database, after a backup of that."""
+    options = site.options
+    options.file = options.file.absolute()
+    if not options.file.is_file():
+        raise Failure(f"there is no file {options.file}", f"name one of those in {site.workspace.backups}")
+    if not (options.yes or options.test):
+        raise Failure(f"{options.file} would replace the database, which would be backed up first and take no writes "
+                      "meanwhile; nothing was done", "say --yes if you mean it; --test changes nothing", USAGE)
+    return site.under_lock(site.restore)
 
 
 def restart_command(site: Deployment) -> int:
@@ -2124,8 +2392,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
                         help="the settings file (default: deploy.ini beside deploy.py)")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     added = {}
-    for act in (deploy_command, rollback_command, restart_command, status_command, history_command, logs_command,
-                check_command, maintenance_command, manage_command, setup_command):
+    for act in (deploy_command, rollback_command, backup_command, restore_command, restart_command, status_command,
+                history_command, logs_command, check_command, maintenance_command, manage_command, setup_command):
         name = act.__name__.removesuffix("_command")
         added[name] = commands.add_parser(name, help=act.__doc__, description=act.__doc__)
         added[name].set_defaults(act=act)
@@ -2138,10 +2406,16 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     added["setup"].add_argument("--timer", action="store_true", help="deploy what is new every five minutes, too")
     for name in ("rollback", "logs"):
         added[name].add_argument("release", nargs="?", default="", help="a release of the history")
-    for name in ("deploy", "rollback", "restart"):
+    added["rollback"].add_argument("--reverse-migrations", action="store_true",
+                                   help="reverse the migrations that separate the releases, after a backup")
+    restore = added["restore"]
+    restore.add_argument("file", type=Path, metavar="FILE", help="a backup, as those in .deploy/backups")
+    restore.add_argument("--yes", action="store_true", help="do it: what the database holds now is replaced")
+    restore.add_argument("--test", action="store_true", help="restore it beside the database, and drop it again")
+    for name in ("deploy", "rollback", "backup", "restore", "restart"):
         added[name].add_argument("--wait", type=float, default=0, metavar="SECONDS",
                                  help="wait so long for another run to end (default: do not wait)")
-    for name in ("status", "history"):
+    for name in ("backup", "status", "history"):
         added[name].add_argument("--json", action="store_true", help="for programs")
     added["logs"].add_argument("-f", "--follow", action="store_true", help="go on while it is written")
     added["maintenance"].add_argument("state", choices=["on", "off"])
@@ -2166,7 +2440,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone
     output = Output()
     try:
-        kinds = {"deploy": Deployment, "rollback": Deployment, "restart": Deployment, "setup": Setup}
+        locked = ("deploy", "rollback", "backup", "restore", "restart")
+        kinds = {**dict.fromkeys(locked, Deployment), "setup": Setup}
         return int(options.act(kinds.get(options.command, Site)(options, output)))
     except Failure as failure:
         error = failure

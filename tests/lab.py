@@ -7,11 +7,14 @@ files of its repository, so that a commit can be made that fails in any way:
     health     the HTTP status of every page
     boot       `broken` when the application cannot be imported
     static     `broken` when collectstatic fails
-    migrations the names of its migrations, one a line; one with `bad` in it fails, one with `block` in it blocks
+    migrations the names of its migrations, one a line; one with `bad` in it fails, one with `block` in it blocks,
+               one with `fixed` in it cannot be reversed, one with `remove` in it removes a column
 
 Files of the lab itself steer the rest:
 
-    bin/       the commands of every deployment: pipenv, services, gunicorn, restart, proxy, and `block NAME`,
+    database   the names of the migrations that were applied
+    bin/       the commands of every deployment: pipenv, services, gunicorn, restart, proxy, dump, database (what
+               postgresql/restore.sh is on a server; the database takes no writes with `frozen`), and `block NAME`,
                which says that it runs with the file `blocked-NAME`, and ends when that file is removed
     serving    the release that the live site serves; `restart` writes it
     sick       the texts for which the live site answers 500
@@ -45,8 +48,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 Run = subprocess.CompletedProcess[str]
 
 MANAGE = '''
-import os, sys
-lab, command = os.environ["LAB"], "plan" if "--plan" in sys.argv else sys.argv[1]
+import json, os, sys
+lab, undo = os.environ["LAB"], os.environ.get("DEPLOY_UNDO", "").split()
+command = {"shell": "reverse" if undo else "plan"}.get(sys.argv[1], sys.argv[1])
 read = lambda path: open(path).read() if os.path.exists(path) else ""
 done, wanted = read(f"{lab}/database").split(), read("migrations").split()
 if os.path.exists(f"{lab}/bin/during-{command}"):
@@ -57,10 +61,17 @@ if command == "collectstatic":
     os.mkdir("staticfiles")
     open("staticfiles/style.css", "w").write(read("app"))
 elif command == "plan":
+    assert "json.dumps" in sys.stdin.read()
     print("Planned operations:")
-    for name in wanted:
-        if name not in done:
-            print(f"{name}\\n    Create model X")
+    print(json.dumps([{"name": name, "applied": name in done, "reversible": "fixed" not in name,
+                       "removes": ["Remove field x from y"] * ("remove" in name)} for name in wanted]))
+elif command == "reverse":
+    for name in reversed([name for name in wanted if name in undo and name in done]):
+        done.remove(name)
+        open(f"{lab}/database", "w").write("\\n".join(done))
+        print(f"  Unapplied {name}", flush=True)
+        if os.path.exists(f"{lab}/bin/after-reverse"):
+            os.system(f"after-reverse {name}") and sys.exit(f"{name} cannot be reversed")
 elif command == "migrate":
     for name in wanted:
         if name in done:
@@ -122,12 +133,25 @@ readlink -f "$LAB/checkout/.deploy/current" > "$LAB/serving.new"
 mv "$LAB/serving.new" "$LAB/serving"
 '''
 
+DATABASE = '''#!/bin/sh -e
+cd "$LAB"
+case $1 in
+freeze) touch frozen;;
+load) cat > "database-$2";;
+count) sed "s/$/ 1/" "database${2:+-$2}";;
+swap) ln database database-between; mv "database-$2" database; mv database-between "database-$2";;
+thaw) rm -f frozen;;
+drop) rm -f "database-$2";;
+esac
+'''
+
 NOTHING = "#!/bin/sh\n"
 UPGRADES = """#!/bin/sh
 echo 'APT::Periodic::Unattended-Upgrade "1";'
 """
 SCRIPTS = {"gunicorn": CANDIDATE, "block": BLOCK, "pipenv": PIPENV, "restart": RESTART, "services": NOTHING,
-           "proxy": NOTHING, "ss": NOTHING, "apt-config": UPGRADES}
+           "proxy": NOTHING, "ss": NOTHING, "apt-config": UPGRADES,
+           "dump": '#!/bin/sh -e\ncat "$LAB/database"', "database": DATABASE}
 
 INI = """
 [deploy]
@@ -138,6 +162,9 @@ retries = 0
 command = services up
 [backup]
 command = echo the whole database
+verify = grep --quiet .
+[restore]
+command = database {{act}} {{database}}
 [restart]
 candidate = gunicorn {{socket}}
 command = restart

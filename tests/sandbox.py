@@ -41,7 +41,10 @@ python = {python}
 # no Docker here: the database is SQLite
 command =
 [backup]
-command = {python} -c "import sqlite3; print(*sqlite3.connect('{root}/db.sqlite3').iterdump(), sep=chr(10))"
+command = {python} {root}/sqlite.py dump
+verify = {python} {root}/sqlite.py load :memory:
+[restore]
+command = {python} {root}/sqlite.py {{act}} {{database}}
 [health]
 url = http://127.0.0.1:{port}/
 headers =
@@ -59,6 +62,29 @@ ALLOWED_HOSTS=127.0.0.1,localhost
 DEFAULT_DB_ENGINE=django.db.backends.sqlite3
 DEFAULT_DB_NAME={root}/db.sqlite3
 """
+
+# What postgresql/restore.sh is for PostgreSQL. SQLite cannot refuse writes to others: freeze and thaw do nothing.
+SQLITE = '''\
+import os, sqlite3, sys
+act, other, live = sys.argv[1], (sys.argv[2:] or [""])[0], "{root}/db.sqlite3"
+beside = other if other == ":memory:" else "{root}/" + other
+if act == "dump":
+    print(*sqlite3.connect(live).iterdump(), sep="\\n")
+elif act == "load":
+    dump = sys.stdin.read()
+    assert dump.endswith("COMMIT;\\n"), "the dump has no end"
+    sqlite3.connect(beside).executescript(dump)
+elif act == "count":
+    database = sqlite3.connect(beside if other else live)
+    for name, in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+        print(name, *database.execute(f'SELECT count(*) FROM "{{name}}"').fetchone())
+elif act == "swap":
+    os.link(live, beside + ".between")
+    os.replace(beside, live)
+    os.replace(beside + ".between", beside)
+elif act == "drop" and os.path.exists(beside):
+    os.unlink(beside)
+'''
 
 MIGRATION = """\
 from django.db import migrations, models
@@ -186,6 +212,7 @@ class Sandbox:
         shutil.copytree(PROJECT / "tests" / "sample", self.author, dirs_exist_ok=True,
                         ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(PROJECT / "deploy.py", self.author)
+        (self.root / "sqlite.py").write_text(SQLITE.format(root=self.root))
         (self.author / "deploy.ini").write_text(INI.format(python=self.python, root=self.root, port=self.port))
         if self.version < (3, 12):
             self.edit("Pipfile", "==6.0.2", f"=={DJANGO_OF_PYTHON_311}")

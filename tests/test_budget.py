@@ -20,7 +20,8 @@ import deploy
 
 SOURCE = Path(deploy.__file__)
 TEXT = SOURCE.read_text(encoding="utf-8")
-COMMANDS = ("deploy", "rollback", "restart", "status", "history", "logs", "check", "maintenance", "manage", "setup")
+COMMANDS = ("deploy", "rollback", "backup", "restore", "restart", "status", "history", "logs", "check", "maintenance",
+            "manage", "setup")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -41,7 +42,7 @@ def public(body: list[ast.stmt]) -> Iterator[ast.ClassDef | Function]:
 
 
 # The design's 1,500 are missed: this is what the promises took. It may shrink, and is raised by no accident.
-LINES = 2_200
+LINES = 2_600
 
 class BudgetTest(unittest.TestCase):
     tree: ast.Module

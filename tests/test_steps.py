@@ -80,18 +80,20 @@ class BeforeTheSwitch(LabTest):
         self.lab.push({"migrations": "app.0001_first\napp.0002_good\napp.0003_bad\napp.0004_good\n"})
         run = self.lab.deploy()
         backup = max((self.lab.workspace / "backups").iterdir())
-        self.assert_failed(run, "migrate", "applied, which stay: app.0002_good;", f"before them is in {backup}")
+        self.assert_failed(run, "migrate", "; migrations applied: app.0002_good; not applied: app.0003_bad, "
+                           "app.0004_good; the schema stays as it is; the database before it all comes back with: "
+                           f"python3 deploy.py restore {backup} --yes;")
         self.assertEqual((self.lab.root / "database").read_text().split(), ["app.0001_first", "app.0002_good"])
         self.assertEqual(backup.read_text(), "the whole database\n")
 
     def test_migrate_at_the_first(self) -> None:
         self.lab.push({"migrations": "app.0001_first\napp.0002_bad\n"})
-        self.assert_failed(self.lab.deploy(), "migrations applied, which stay: none;")
+        self.assert_failed(self.lab.deploy(), "migrations applied: none; not applied: app.0002_bad;")
 
     def test_the_plan(self) -> None:
         self.lab.script("during-plan", "echo no database; exit 1")
         run = self.lab.deploy()
-        self.assert_failed(run, "migrate", "`python manage.py migrate --plan` ended with status 1")
+        self.assert_failed(run, "migrate", "`python manage.py shell --verbosity 0` ended with status 1")
         self.assertIn("| no database", run.stdout)
 
     def assert_not_migrated(self) -> None:
