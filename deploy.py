@@ -1367,7 +1367,8 @@ class Deployment(Site):
         try:
             done = {each["name"] for each in self.migrations(self.release) if each["applied"]}
             applied, left = ([each for each in planned if (each["name"] in done) is so] for so in (True, False))
-            failure.what += f"; migrations applied: {names(applied) or 'none'}; not applied: {names(left) or 'none'}"
+            told = f"migrations applied: {names(applied) or 'none'}; not applied: {names(left) or 'none'}"
+            failure.what += f"; {told if planned else 'which migrations were applied is unknown'}"
             if applied and self.settings["migrate.reverse_on_failure"]:
                 check_reversible(applied)
                 self.reverse(self.release, applied)
