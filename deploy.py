@@ -1995,7 +1995,8 @@ def history_command(site: Site) -> int:
             print(json.dumps(entry))
             continue
         steps = entry.get("steps", {})
-        what = [word for word in (entry["command"], entry["result"]) if word not in ("deploy", "live", "restarted")]
+        what = [each for each in (entry["command"], entry["result"]) if each not in ("deploy", "live")]
+        what = what[-1:] if entry["result"] not in FAILURES else what  # restarted, backed up, restored
         row = (f"{entry['started']}  {' '.join(what) or 'live':<11}  {entry['revision'][:7]:<7}  "
                f"{entry['seconds']:6.1f} s  {entry['by'].rpartition(', ')[2].split(' ')[0]:<8}  ")
         if site.output.terminal:
