@@ -424,7 +424,8 @@ class Output:
 
     def __init__(self) -> None:
         self.label = "deploy"  # the step that speaks
-        self.terminal = (sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self.terminal = (isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.isatty()
+                         and os.environ.get("TERM", "dumb") != "dumb"
                          and sys.stdout.encoding.lower() == "utf-8")  # else all is said as in a pipe
         self.line: StepLine | None = None  # of the step that runs, on a terminal
         self.secrets = re.compile(rb"(?!)")
@@ -722,7 +723,7 @@ def started_by() -> str:
     """Who started this run, and from where: `ubuntu, ssh from 192.0.2.7`."""
     ssh = os.environ.get("SSH_CONNECTION")
     place = "systemd" if "INVOCATION_ID" in os.environ else "cron"
-    place = f"ssh from {ssh.split()[0]}" if ssh else "terminal" if sys.stdout.isatty() else place
+    place = f"ssh from {ssh.split()[0]}" if ssh else "terminal" if os.isatty(1) else place
     return f"{user_name(os.geteuid())}, {place}"
 
 
@@ -1625,7 +1626,8 @@ class Deployment(Site):
     def perform(self, step: str) -> None:
         """Take one step, with its hooks, and say how long it took."""
         self.lock.write(step=step)
-        took = sorted(entry["steps"][step] for entry in self.workspace.went_live()[-10:] if step in entry["steps"])
+        before = (entry.get("steps", {}).get(step) for entry in self.workspace.went_live()[-10:])
+        took = sorted(filter(None, before))
         with self.output.step(step, took[len(took) // 2] if took else 0):
             if self.settings.get(f"{step}.command") == () and step != "restart":
                 self.output.say("skipped: its command is empty")

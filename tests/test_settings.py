@@ -50,6 +50,9 @@ GOOD: tuple[tuple[str, str, str, Any], ...] = (
     ("health", "headers", "", {}),
     ("health", "contains", "100 % = \"fine\"", "100 % = \"fine\""),
     ("backup", "keep", "3", 3),
+    ("notify", "on", "recovery", "recovery"),
+    ("notify", "webhook", "DEPLOY_WEBHOOK", "DEPLOY_WEBHOOK"),
+    ("notify", "webhook", "", ""),
 )
 
 # (section, key, text, part of the complaint)
@@ -92,6 +95,8 @@ BAD: tuple[tuple[str, str, str, str], ...] = (
     ("health", "headers", "Accept text/html", "not a header"),
     ("health", "headers", "A: b\n    two words: c", "'two words: c' is not a header"),
     ("backup", "keep", "0", "not a whole number of 1 or more"),
+    ("notify", "on", "sometimes", "'sometimes' is not one of failure, recovery and always"),
+    ("notify", "webhook", "https://example.org/hook", "is not the name of a variable in .env"),
 )
 
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 
 import deploy
 from tests.lab import PROJECT, LabTest
@@ -214,3 +216,12 @@ class History(LabTest):
         self.lab.script("services", "exit 1")
         self.lab.deploy()
         self.assertEqual(list(self.lab.history()[-1]["steps"]), ["env", "pull", "install", "services"])
+
+
+class Closed(LabTest):
+    def test_a_closed_stdout_changes_nothing(self) -> None:
+        self.lab.push({"app": "two"})
+        run = subprocess.run(["sh", "-c", f"exec {sys.executable} -S deploy.py >&-"], cwd=self.lab.checkout, text=True,
+                             env=self.lab.environment(), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+        self.assertEqual((run.returncode, run.stderr), (0, ""))
+        self.assert_live("two")
