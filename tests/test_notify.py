@@ -1,6 +1,7 @@
 """Who is not there is told how a run ended, and what is told, or cannot be, never matters to the run."""
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -194,6 +195,26 @@ class Trouble(NotifyTest):
         run = self.succeeds()
         self.assertLess(time.monotonic() - began, 30)
         self.assert_warned(run, r"(timed out|no answer from it within 0\.5 s)")
+
+    def test_it_answers_a_byte_at_a_time(self) -> None:
+        """Each byte is in time, the answer never is."""
+        self.lab.setting("notify", "timeout", "1")
+        done = threading.Event()
+        self.addCleanup(done.set)
+
+        def trickle() -> None:
+            with contextlib.suppress(OSError), server.accept()[0] as connection:
+                connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+                while not done.wait(0.1):
+                    connection.sendall(b"x")
+
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            self.url(f"http://127.0.0.1:{server.getsockname()[1]}/secret-path")
+            trickling = threading.Thread(target=trickle)
+            trickling.start()
+            self.assert_warned(self.succeeds(), "no answer from it within 1 s")
+            done.set()
+            trickling.join()
 
     def test_it_answers_500(self) -> None:
         self.webhook.status = 500
