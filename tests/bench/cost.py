@@ -27,7 +27,7 @@ command = true
 [static]
 command = true
 [migrate]
-plan = true
+shell = echo []
 command = true
 [backup]
 command =
@@ -36,6 +36,8 @@ candidate =
 command = true
 [health]
 url =
+[notify]
+journal =
 """
 
 # Runs deploy.py as a script, and writes the time in which a command of its ran, and the peak memory, to a file.
