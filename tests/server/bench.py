@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -171,26 +171,26 @@ class Server(Machine):
         self.run(add, user="ubuntu", stdin=line)
         return private
 
-    def _ssh(self, script: str, key: Path | None) -> list[str]:
+    def ssh_command(self, *words: str, key: Path | None = None, options: Sequence[str] = ()) -> list[str]:
         """Return the ssh command: one exec request, no terminal, no environment, the host's key known."""
         known = self.folder / "known_hosts"
         if not known.exists():
             known.write_text(f"127.0.0.1 {self.read('/etc/ssh/ssh_host_ed25519_key.pub')}")
         settings = [f"UserKnownHostsFile={known}", *SSH_SETTINGS]
-        words = [word for setting in settings for word in ("-o", setting)]
+        shared = [word for setting in settings for word in ("-o", setting)]
         if key is None:
             key = self._own_key = self._own_key or self.key()
-        return self.in_network("ssh", "-F", "none", "-i", str(key), *words, "ubuntu@127.0.0.1", script)
+        return self.in_network("ssh", "-F", "none", "-i", str(key), *shared, *options, "ubuntu@127.0.0.1", *words)
 
     def ssh(
         self, script: str, *, key: Path | None = None, timeout: float = 120
     ) -> subprocess.CompletedProcess[str]:
         """Run a script over ssh as ssh-action v1.0.3 does; its exit status is the script's, or 255."""
-        return finish(self.spawn(self._ssh(script, key)), None, timeout, False)
+        return finish(self.spawn(self.ssh_command(script, key=key)), None, timeout, False)
 
     def ssh_start(self, script: str, *, key: Path | None = None) -> subprocess.Popen[str]:
         """Start a script over ssh; to cut the connection, kill the process that is returned."""
-        return self.spawn(self._ssh(script, key))
+        return self.spawn(self.ssh_command(script, key=key))
 
     # HTTP
 

@@ -1,0 +1,377 @@
+"""A site that was set up as a new operator would, deployed over ssh while users ask for it through nginx."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import re
+import subprocess
+import time
+import unittest
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.sandbox import MIGRATION
+from tests.server.bench import PROJECT, require
+from tests.server.machine import finish
+from tests.server.site import (
+    CHECKOUT,
+    FULL_RIGHTS,
+    OLD_STOPS,
+    SETUP,
+    STANDBY_STARTS,
+    UNITS,
+    WORKSPACE,
+    Run,
+    Site,
+    SiteCase,
+    record,
+)
+
+APPLICATION = "application = get_wsgi_application()"
+# Counts itself, and a migration that sleeps.
+SLEEPING = "select count(*) from pg_stat_activity where state = 'active' and query like '%pg_sleep(2)%'"
+# Every file that a set-up may touch, with its owner, mode, size, time and target, and since when the units run.
+STATE = f"""\
+find /etc {CHECKOUT} -xdev -not -path '*/.deploy/*' -printf '%p %u:%g %m %s %T@ %l\\n' | sort
+stat --format='%n %U:%G %a' /home/ubuntu
+id ubuntu; id www-data
+systemctl show --property=Id,ActiveState,UnitFileState,ActiveEnterTimestampMonotonic {" ".join(UNITS)} nginx
+pgrep --uid www-data nginx
+"""
+STATES: dict[str, list[str]] = {}  # after each stage of the set-up
+SAID: dict[str, str] = {}
+
+
+def setUpModule() -> None:
+    """From nothing, as a new operator does it: git clone, `.env`, the set-up, a deployment."""
+    require()
+    SiteCase.site = site = Site()
+    unittest.addModuleCleanup(site.close)
+    site.boot()
+    site.run("apt-get purge --yes 'nginx*' && gpasswd --delete ubuntu docker", timeout=120)
+    site.prepare()
+    STATES["new server"] = state(site)
+    stages = {"dry run": f"{SETUP} --dry-run", "set-up": SETUP, "deployment": "", "second set-up": SETUP}
+    for stage, command in stages.items():
+        began = time.monotonic()
+        run = site.operate(command) if command else site.deploy()
+        record(f"{stage}: {time.monotonic() - began:.1f} s")
+        assert run.status == 0, f"{stage}: {run.text}"
+        SAID[stage], STATES[stage] = run.text, state(site)
+    # from here on the deploying user has no rights but those that the set-up gave it
+    site.run(f"rm {FULL_RIGHTS} && gpasswd --delete ubuntu sudo")
+
+
+def deploy_only() -> str:
+    """Return what stands before the key in authorized_keys, as the README shows it."""
+    shown = re.search(r'^(restrict,command=".+") ssh-', (PROJECT / "README.md").read_text(), re.MULTILINE)
+    assert shown, "the README shows no such key"
+    return shown[1]
+
+
+def state(site: Site) -> list[str]:
+    """Return the state of all that a set-up may change."""
+    return site.run(STATE, check=False).stdout.splitlines()
+
+
+def migration(after: str, operation: str) -> str:
+    """Return the text of a migration with one operation."""
+    return (
+        "from django.db import migrations\n\n\nclass Migration(migrations.Migration):\n"
+        f'    dependencies = [("formsApp", "{after}")]\n    operations = [{operation}]\n'
+    )
+
+
+class SetupTest(SiteCase):
+    """What the set-up made of an empty server, and what it lets whom do."""
+
+    def test_dry_run(self) -> None:
+        """It shows what would be different, and changes nothing."""
+        self.assertEqual(STATES["dry run"], STATES["new server"])
+        for shown in (*UNITS, "apt-get install --yes nginx", "/etc/nginx/", "/etc/sudoers.d/",
+                      "+ListenStream=127.0.0.1:8000"):  # fmt: skip
+            self.assertIn(shown, SAID["dry run"])
+
+    def test_second(self) -> None:
+        """It changes nothing, and says so."""
+        self.assertEqual(STATES["second set-up"], STATES["deployment"])
+        self.assertIn("nothing to change", SAID["second set-up"])
+
+    def test_checks(self) -> None:
+        """What it has put in place is valid, and there after a reboot."""
+        units = [f"/etc/systemd/system/{unit}" for unit in UNITS]
+        for command in (["systemd-analyze", "verify", *units], ["nginx", "-t"], ["visudo", "--check"]):
+            with self.subTest(command[0]):
+                self.site.run(command)
+        enabled = self.site.run(["systemctl", "is-enabled", *UNITS], check=False).stdout.split()
+        self.assertEqual(enabled[:2], ["enabled", "enabled"])
+
+    def test_static_files(self) -> None:
+        """nginx's user reads the static files, and not `.env`."""
+        path = f"{WORKSPACE}/current/staticfiles/{self.site.style().removeprefix('/static/')}"
+        as_nginx = ["runuser", "-u", "www-data", "--"]
+        self.site.run([*as_nginx, "test", "-r", path])
+        self.assertNotEqual(self.site.run([*as_nginx, "cat", f"{CHECKOUT}/.env"], check=False).returncode, 0)
+
+    def test_rights(self) -> None:
+        """The deploying user may run the commands of [restart] as root, and nothing else."""
+        listed = " ".join(self.site.run(["sudo", "--list", "--other-user=ubuntu"]).stdout.split())
+        rights = listed.partition("may run the following commands on ")[2].split("(root) NOPASSWD: ")[1:]
+        commands = re.findall(r"^ +sudo -n (.+)$", (PROJECT / "deploy.ini").read_text(), re.MULTILINE)
+        self.assertGreater(len(commands), 3)
+        self.assertEqual(sorted(re.sub(r"^/usr/s?bin/", "", right.strip()) for right in rights), sorted(commands))
+        for refused in ("systemctl restart gunicorn nginx", "systemctl stop gunicorn", "systemctl edit gunicorn",
+                        "nginx -t -c /tmp/mine", "bash", "-u www-data true"):  # fmt: skip
+            with self.subTest(refused):
+                done = self.site.run(f"sudo -n {refused}", user="ubuntu", check=False)
+                self.assertEqual((done.returncode, done.stdout), (1, ""))
+                self.assertIn("password is required", done.stderr)
+
+    def test_key_that_may_only_deploy(self) -> None:
+        """Whatever is asked for with the key of the README, deploy.py runs and nothing else; it forwards nothing."""
+        site, key = self.site, self.site.key(deploy_only())
+        site.run(["chmod", "604", f"{CHECKOUT}/.env"])  # so that each of these runs ends at its beginning
+        self.addCleanup(site.run, ["chmod", "600", f"{CHECKOUT}/.env"])
+        for option, words in (("-T", ["cat .env; id"]), ("-T", []), ("-s", ["sftp"])):
+            with self.subTest(words):
+                done = finish(site.spawn(site.ssh_command(*words, key=key, options=[option])), None, 60, False)
+                self.assertEqual(done.returncode, 78, done.stdout + done.stderr)
+                self.assertRegex(done.stdout, r"\A.*everyone on this machine may read it; nothing was touched.*\n\Z")
+        for name, *options in (["-W", "127.0.0.1:6379"], ["-R", "9999:127.0.0.1:6379", "-oExitOnForwardFailure=yes"]):
+            with self.subTest(name):
+                self.assertEqual(self.forward(None, name, *options), (0, ""))
+                status, said = self.forward(key, name, *options)
+                self.assertEqual(status, 255)
+                self.assertIn("forwarding failed", said)
+        self.assertIn("PTY allocation request failed", self.forward(key, "-tt")[1])
+
+    def forward(self, key: Path | None, *options: str) -> tuple[int, str]:
+        """Connect with these options; the exit status and what ssh said."""
+        words = [] if "-W" in options else ["true"]
+        command = self.site.ssh_command(*words, key=key, options=options)
+        done = finish(self.site.spawn(command, stdin=subprocess.PIPE), "QUIT\r\n", 60, False)
+        return done.returncode, done.stderr
+
+
+class LoadTest(SiteCase):
+    """Whatever is deployed, no user loses a request, waits for it, or meets half a release."""
+
+    def test_code_only(self) -> None:
+        """New code and a new style sheet; whoever loaded the page before still gets the one of that page."""
+        site, old, before = self.site, self.site.version(), self.site.style()
+        text = site.http(before).body
+        site.edit("formsApp/static/formsApp/style.css", "margin: 0;", "margin: 0; color: navy;")
+        new = self.push()
+        with self.under_load("code only", "/", "/late/", before) as watch:
+            watch.run = site.deploy()
+        self.assert_live(watch.run, new)
+        self.assert_met(watch, old, new)
+        self.assertNotEqual(site.style(), before)
+        self.assertEqual((site.http(before).status, site.http(before).body), (200, text))
+        self.assertIn("color: navy", site.http(site.style()).body)
+
+    def test_packages_and_migration_and_back(self) -> None:
+        """A new package and a new column; then the release before, which knows neither."""
+        site, old = self.site, self.site.version()
+        site.edit("Pipfile", "[packages]\n", '[packages]\nwhitenoise = "*"\n')
+        security = '    "django.middleware.security.SecurityMiddleware",\n'
+        site.edit("forms/settings.py", security, f'{security}    "whitenoise.middleware.WhiteNoiseMiddleware",\n')
+        site.add("formsApp/migrations/0002_form_open.py", MIGRATION)
+        meta = '\n    class Meta:\n        ordering = ["title"]'
+        site.edit("formsApp/models.py", meta, f"    open = models.BooleanField(db_default=True)\n{meta}")
+        site.lock()
+        new = self.push()
+        with self.under_load("packages and a migration", "/", "/late/", "/ping/") as watch:
+            watch.run = site.deploy()
+        self.assert_live(watch.run, new)
+        self.assert_met(watch, old, new)
+        self.assertIn("to be applied: formsApp.0002_form_open\n", watch.run.text)
+        self.assertNotIn("nothing to install", watch.run.text)
+        with self.under_load("rollback", "/", "/late/", "/ping/") as watch:
+            watch.run = site.operate("python3 deploy.py rollback")
+        self.assert_live(watch.run, old)
+        self.assert_met(watch, new, old)
+
+    def test_configuration(self) -> None:
+        """What changed in `.env` and in docker-compose.yml takes effect; a container that did not change runs on."""
+        site, old, containers, other = self.site, self.site.version(), self.site.containers(), "other.example.com"
+        self.assertEqual(site.http("http://127.0.0.1:8000/", host=other).status, 400)
+        site.run(f"sed -i 's/^ALLOWED_HOSTS=.*/&,{other}/' .env && "
+                 "sed -i 's/^    container_name: redis$/&\\n    labels: [changed=yes]/' docker-compose.yml",
+                 user="ubuntu", cwd=CHECKOUT)  # fmt: skip
+        new = self.push()
+        with self.under_load("changed .env", "/", "/late/") as watch:
+            watch.run = site.deploy()
+        self.assert_live(watch.run, new)
+        self.assert_met(watch, old, new)
+        self.assertEqual(site.http("http://127.0.0.1:8000/", host=other).status, 200)
+        label = ["docker", "inspect", "--format", '{{index .Config.Labels "changed"}}', "redis"]
+        self.assertEqual(site.run(label).stdout, "yes\n")
+        self.assertEqual([one == other for one, other in zip(site.containers(), containers)], [True, False])
+
+    def test_restart(self) -> None:
+        """Everything is restarted in its order, but for containers that run as they should, and nobody notices."""
+        site, live = self.site, self.site.version()
+        processes, containers = self.processes(), site.containers()
+        with self.under_load("restart", "/", "/late/") as watch:
+            watch.run = site.operate("python3 deploy.py restart")
+        self.assert_live(watch.run, live)
+        self.assert_met(watch, live)
+        self.assertRegex(watch.run.text, "(?s)docker compose up .*restart gunicorn-standby\n.*restart gunicorn\n"
+                         ".*nginx -t\n.*restart nginx\n.*the site answers")  # fmt: skip
+        self.assertEqual((set(processes) & set(self.processes()), site.containers()), (set(), containers))
+        status = site.operate("python3 deploy.py status")
+        self.assertEqual(status.status, 0, status.text)
+
+    def processes(self) -> list[str]:
+        """Return gunicorn's main process and nginx's workers."""
+        found = self.site.run("systemctl show --value --property=MainPID gunicorn; pgrep --uid www-data nginx").stdout
+        self.assertGreater(len(found.split()), 1)
+        return found.split()
+
+    def test_slow_import(self) -> None:
+        """It takes 3 s to import; a request of 5 s runs across the switch, and old workers import late after it."""
+        site, old = self.site, self.site.version()
+        site.edit("forms/wsgi.py", APPLICATION, f"__import__('time').sleep(3)\n{APPLICATION}")
+        new = self.push()
+        site.run(["systemctl", "restart", "gunicorn"])  # workers that have not imported the late module
+        with concurrent.futures.ThreadPoolExecutor() as pool, \
+                self.under_load("import of 3 s, request of 5 s", "/") as watch:  # fmt: skip
+            running = site.begin()
+            running.await_line(STANDBY_STARTS)
+            slow = pool.submit(self.ask_slowly)
+            with site.load("/late/", connections=2, pause=0.1) as late:
+                watch.run = running.end()
+            watch.loads["/late/"] = late
+        self.assert_live(watch.run, new)
+        self.assert_met(watch, old, new)
+        status, version, ended = slow.result()
+        self.assertEqual((status, version), (200, old))
+        self.assertGreater(ended, watch.run.when(OLD_STOPS))
+
+    def ask_slowly(self) -> tuple[int, str, float]:
+        """Send a request of 5 s; its status, who answered, and when."""
+        answer = self.site.http("/slow/5000/")
+        return answer.status, answer.body, time.monotonic()
+
+
+class FailureTest(SiteCase):
+    """A release that is no good is never seen, and the last line says what is wrong with it and what is live."""
+
+    def rejected(self, sentence: str) -> Run:
+        """Deploy the next version while users ask: it fails with this sentence, and nobody has met it."""
+        site, live, current = self.site, self.site.version(), self.site.current()
+        self.push()
+        with self.under_load(f"rejected for its {self._testMethodName.removeprefix('test_')}", "/", "/late/") as watch:
+            watch.run = run = site.deploy()
+        self.assertEqual(run.status, 1, run.text)
+        live_now, remedy = f"{current} is live and healthy", "mend (it and push|that and deploy again)"
+        self.assertRegex(run.last, f"^[a-z]+ +FAILED: {sentence}; {live_now}; {remedy}$")
+        self.assertNotIn('deploy.py", line', run.text)
+        self.assert_met(watch, live)
+        self.assertEqual((site.version(), site.current()), (live, current))
+        self.assertEqual(site.history()[-1]["result"], "failed")
+        return run
+
+    def test_import(self) -> None:
+        """It cannot be imported."""
+        self.site.edit("forms/wsgi.py", APPLICATION, f"import no_such_module\n{APPLICATION}")
+        run = self.rejected("the candidate was not proven: it does not start")
+        self.assertIn("No module named 'no_such_module'", run.text)
+
+    def test_page(self) -> None:
+        """It starts, and answers 500."""
+        self.site.edit("formsApp/views.py", '"formsApp/index.html"', '"formsApp/none.html"')
+        run = self.rejected("the candidate was not proven: 500 [^;]*, expected 200")
+        self.assertIn("TemplateDoesNotExist", run.text)
+
+    def test_migration(self) -> None:
+        """The second of two migrations fails; the first stays, and the backup from before it is named."""
+        first = "migrations.RunSQL('create table first (number int)', 'drop table first')"
+        second = "migrations.RunSQL('select 1 / 0', migrations.RunSQL.noop)"
+        self.site.add("formsApp/migrations/0002_first.py", migration("0001_initial", first))
+        self.site.add("formsApp/migrations/0003_second.py", migration("0002_first", second))
+        stays = "applied: formsApp.0002_first; not applied: formsApp.0003_second; the schema stays as it is"
+        run = self.rejected(f"`python manage.py migrate [^;]*; migrations {stays}; [^;]*restore /[^;]*[.]dump --yes")
+        dump = run.last.split("restore ")[1].split(" --yes")[0]
+        listed = self.site.run(f"docker exec -i postgresql pg_restore --list < {dump}").stdout
+        self.assertIn("formsApp_form", listed)
+        self.assertNotIn("first", listed)
+        self.assertEqual(self.site.sql("select count(*) from first"), "0")
+
+    def test_static_files(self) -> None:
+        """A style sheet names a file that is not there."""
+        self.site.edit("formsApp/static/formsApp/style.css", "body {", "body { background: url(none.png);")
+        run = self.rejected("`python manage.py collectstatic [^;]*")
+        self.assertIn("none.png", run.text)
+
+    def test_service(self) -> None:
+        """It was proven, but does not start as the service, which may write less: the one before comes back."""
+        self.site.edit("forms/wsgi.py", APPLICATION, f"open(__file__ + '.started', 'w').close()\n{APPLICATION}")
+        run = self.rejected("`sudo -n systemctl restart gunicorn-standby` [^;]*")
+        self.assertIn("the candidate answers: 200", run.text)
+        self.assertIn("going back to", run.text)
+
+
+class InterruptionTest(SiteCase):
+    """Whatever is cut off, one whole release answers, and the next run needs no hand."""
+
+    def test_connection_cut(self) -> None:
+        """The deployment goes on without its reader, and ends well; a second one waits for it meanwhile.
+
+        The first is begun with the key that can do nothing else.
+        """
+        site, new = self.site, self.push()
+        first = site.begin(site.key(deploy_only()))
+        first.await_line("static   $")
+        first.cut()
+        run = site.deploy()
+        first.end()
+        self.assertIn("waiting for the lock: deploy by ubuntu, ssh from 127.0.0.1 since", run.text)
+        self.assert_live(run, new)
+        entries = site.history()[-2:]
+        self.assertEqual([(entry["result"], entry["command"]) for entry in entries], [("live", "deploy")] * 2)
+        log = site.read(f"{WORKSPACE}/logs/{entries[0]['started']}.log")
+        for said in ("env      9 variables", "static   | ", "systemctl restart gunicorn", "the site answers"):
+            self.assertIn(said, log)
+        self.assertRegex(log.splitlines()[-1], f"{entries[0]['release']} is live and healthy")
+
+    def test_power_cut_and_reboot(self) -> None:
+        """In a migration, right after the switch, and when all is done."""
+        site, slow = self.site, "migrations.RunSQL('select pg_sleep(2)', migrations.RunSQL.noop)"
+        site.add("formsApp/migrations/0002_slow.py", migration("0001_initial", slow))
+        new = self.push()
+        for step, interrupt in (("migrate", self.lose_power), ("restart", site.reboot), ("restart", self.lose_power)):
+            with self.subTest(step):
+                run = self.interrupted(step, interrupt)
+                self.assertRegex(self.site.late(), r"^(\d+) \1$", run.text)
+                self.assertEqual(self.site.http(self.site.style()).status, 200)
+        run = site.deploy()
+        self.assertIn("found: a deploy by ubuntu, ssh from 127.0.0.1 was cut off at restart\n", run.text)
+        self.assert_live(run, new)
+        results = " ".join(entry["result"] for entry in site.history()[-4:])
+        self.assertRegex(results, "^cut off (interrupted|failed) cut off live$")  # whom a reboot ends first
+        site.reboot()
+        site.await_page()
+        self.assertEqual((site.late(), site.read(f"{WORKSPACE}/lock")), (f"{new} {new}", ""))
+
+    def interrupted(self, step: str, interrupt: Callable[[], None]) -> Run:
+        """Begin to deploy, interrupt that at a step, and wait until the page is there after the boot."""
+        running = self.site.begin()
+        if step == "migrate":
+            running.reach("migrates", lambda: self.site.sql(SLEEPING) == "2")
+        else:
+            running.await_line(f"{step:<8} $ ")
+        interrupt()
+        run = running.end(30)
+        self.site.await_page()
+        return run
+
+    def lose_power(self) -> None:
+        """Cut the power and boot again."""
+        self.site.power_cut()
+        self.site.boot()
+
+
+if __name__ == "__main__":
+    unittest.main()
