@@ -637,9 +637,9 @@ class Runner:
 
 # ------------------------------------------------------------------------------------------------------ lock
 
-# What a cut-off run leaves to put right: the revision of a fast-forward, the database beside the live one, the
-# release whose migrations are being reversed.
-UNFINISHED = ("target", "database", "reversing")
+# What a cut-off run leaves to put right: the revision of a fast-forward, the database beside the live one, whether
+# that takes no writes, the release whose migrations are being reversed.
+UNFINISHED = ("target", "database", "frozen", "reversing")
 
 
 class Lock:
@@ -1710,27 +1710,28 @@ class Deployment(Site):
     def restore(self) -> None:
         """Put a backup in the place of the database; with --test, restore it beside that and drop it again."""
         self.open_log()
-        self.output.label = kind = "test" if self.options.test else "restore"
-        database, file, say = f"{kind}_{self.started.lower()}", self.options.file, self.output.say
+        self.output.label = "restore"
+        file, test, say = self.options.file, self.options.test, self.output.say
+        database = f"restore_{self.started.lower()}"
         verify(self, file)
         before = self.count("")
-        self.lock.write(step="restore", database=database)
-        if kind == "restore":
-            say("from now on the database takes no writes; reads go on")
-            self.on_database("freeze", database)
-            back_up(self, f"{self.started}-restore")
         say(f"restoring {file} beside the database")
+        self.lock.write(step="restore", database=database)
         with open(file, "rb") as dump:
             self.on_database("load", database, dump.fileno())
         say(f"the backup holds {self.count(database)}; the database {before}")
-        if kind == "restore":
+        if not test:
             self.exchange(database)
         self.undo_restore()
-        self.record("restored" if kind == "restore" else "tested", str(file))
-        say(f"{file} {'is the database now' if kind == 'restore' else 'can be restored; nothing was changed'}")
+        self.record("tested" if test else "restored", str(file))
+        say(f"{file} {'can be restored; nothing was changed' if test else 'is the database now, and takes writes'}")
 
     def exchange(self, database: str) -> None:
         """Put the restored database in the live one's place, and back if the site is not healthy with it."""
+        self.output.say("from now on the database takes no writes; reads go on")
+        self.lock.write(frozen=True)
+        self.on_database("freeze", database)
+        back_up(self, f"{self.started}-restore")
         Interrupted.shielded = True  # what follows takes a moment, and is not left half done
         live = self.workspace.live()
         self.on_database("swap", database)
@@ -1748,10 +1749,10 @@ class Deployment(Site):
         """Let the database take writes again, and drop the one beside it, be that the restored or the old one."""
         if not (database := self.lock.text.get("database")):
             return
-        if not database.startswith("test"):
+        if self.lock.text.get("frozen"):
             self.on_database("thaw", database)
         self.on_database("drop", database)
-        self.lock.write(database=None)
+        self.lock.write(database=None, frozen=None)
 
     def on_database(self, act: str, database: str, stdin: int = subprocess.DEVNULL) -> str:
         """Run [restore] command for an act on a database; what it wrote."""

@@ -36,9 +36,10 @@ count) # a line for each table, its number of rows last; without DATABASE those 
 	END
     ;;
 swap) # exchange the names of the two at once; the live one takes no writes yet
-    for try in 1 2 3; do # somebody may connect between the first line and the second
+    for try in 1 2 3; do # it may meet somebody who is half connected, and is refused by one of the two then
         sql template1 <<-END && exit
 	BEGIN;
+	LOCK TABLE pg_database; -- whoever connects now waits
 	$disconnect
 	ALTER DATABASE :"live" RENAME TO :"between";
 	ALTER DATABASE :"other" RENAME TO :"live";

@@ -133,7 +133,7 @@ class Restore(BackupTest):
         saved, = self.made()
         self.assertEqual(saved.read_text(), "app.0001_first")
         self.assertEqual((self.lab.root / "acts").read_text().split(),
-                         ["count", "freeze", "load", "count", "swap", "thaw", "drop"])
+                         ["count", "load", "count", "freeze", "swap", "thaw", "drop"])
         for said in ("takes no writes", f"backed up: {saved}", "holds 2 tables with 2 rows; the database 1 table",
                      "the site answers", f"{self.backup} is the database now"):
             self.assertIn(said, run.stdout)
