@@ -26,6 +26,8 @@ DEPLOY = "python3 deploy.py --wait 120"
 BACKUPS = f"{WORKSPACE}/backups"
 BACK_UP = "python3 deploy.py backup --wait 120"
 LIVE = "gforms-db"
+PG_DUMP = f"docker exec postgresql pg_dump -Fc -U postgres {LIVE}"
+LOADS = "select count(*) > 0 from pg_database where datname ~ '^restore_2'"
 IDLE = "select count(*) > 0 from pg_stat_activity where state = 'idle in transaction'"
 WAITING = "select count(*) > 0 from pg_stat_activity where wait_event_type = 'Lock' and application_name = 'pg_dump'"
 # Answers to a form, one after the other, as a browser sends them; writes the text of each that was accepted.
@@ -89,6 +91,10 @@ class Writer:
         """The texts that were accepted."""
         return {text for _, text in self.asked if text}
 
+    def refused(self, since: int) -> int:
+        """How many were refused, from this one on."""
+        return [bool(text) for _, text in self.asked[since:]].count(False)
+
     @property
     def gap(self) -> float:
         """The longest time without an accepted text."""
@@ -115,7 +121,7 @@ class DatabaseCase(SiteCase):
     def writing(self) -> Iterator[Writer]:
         """All that was accepted in this block is in the database after it, and the site works."""
         writer = Writer(self.site, self.name)
-        until("the first answer was accepted", 30, lambda: bool(writer.accepted))
+        until("every worker accepts answers", 30, lambda: len(writer.asked) > 20 and writer.refused(-20) == 0)
         try:
             yield writer
             done = len(writer.accepted)
@@ -160,6 +166,13 @@ class DatabaseCase(SiteCase):
             yield
         finally:
             finish(process, "rollback;\n", 30, True)
+
+    def write_settings(self, name: str, command: str) -> None:
+        """Write settings with another backup command."""
+        ini, backup = self.site.read(f"{CHECKOUT}/deploy.ini"), r"(?m)(^\[backup\]\n(?:#.*\n)*command = ).*"
+        self.assertRegex(ini, backup)
+        self.site.put(f"{CHECKOUT}/{name}", re.sub(backup, rf"\1{command}", ini), user="ubuntu")
+        self.addCleanup(self.site.run, ["rm", f"{CHECKOUT}/{name}"])
 
     def kill_when(self, what: str, running: Running, query: str) -> None:
         """Kill the deployer, and nothing else, as soon as a query answers `t`."""
@@ -242,7 +255,8 @@ class BackupTest(DatabaseCase):
     def setUp(self) -> None:
         """Make it large."""
         super().setUp()
-        self.site.sql("create table bulk as select md5(random()::text) || md5(i::text) from generate_series(1, 550000) i")
+        text = "md5(random()::text) || md5(i::text)"
+        self.site.sql(f"create table bulk as select {text} from generate_series(1, 550000) i")
         self.addCleanup(self.site.sql, "drop table bulk")
 
     def test_disk_full(self) -> None:
@@ -262,12 +276,7 @@ class BackupTest(DatabaseCase):
     def test_truncated_dump(self) -> None:
         """A command that succeeds with half a dump, whose list of contents is whole."""
         self.push_migrations(sql("create table never ()", "drop table never"))
-        ini = self.site.read(f"{CHECKOUT}/deploy.ini")
-        half = "command = sh -c 'docker exec postgresql pg_dump -Fc -U postgres gforms-db | head -c 3000000'\n"
-        ini = re.sub(r"(?m)^command = docker exec postgresql .*\n", half, ini)
-        self.assertIn(half, ini)
-        self.site.put(f"{CHECKOUT}/half.ini", ini, user="ubuntu")
-        self.addCleanup(self.site.run, ["rm", f"{CHECKOUT}/half.ini"])
+        self.write_settings("half.ini", f"sh -c '{PG_DUMP} | head -c 3000000'")
         before = self.site.run(["ls", BACKUPS]).stdout
         run = self.site.operate("python3 deploy.py -c half.ini --wait 120")
         self.assertEqual(run.status, 1, run.text)
@@ -306,21 +315,34 @@ class KillTest(DatabaseCase):
             self.assert_recovered("rollback", BACK_UP)
             self.assertEqual((self.applied(), self.site.sql("select to_regclass('made')")), (["0101_step"], "made"))
 
-    def test_restore(self) -> None:
-        """While the backup is loaded beside the database, which takes no writes until the next run."""
+    def test_restore_while_it_loads(self) -> None:
+        """The backup is loaded beside the database: nobody notices."""
         backup = self.back_up()
         with self.writing() as writer:
+            before = len(writer.asked)
             running = self.site.start_ssh(f"cd {CHECKOUT} && python3 deploy.py restore {backup} --yes")
-            self.kill_when("loads", running, "select count(*) > 0 from pg_database where datname ~ '^restore_2'")
+            self.kill_when("loads", running, LOADS)
+            self.assert_recovered("restore", BACK_UP)
+            self.assertEqual(writer.refused(before), 0)
+        self.assert_nothing_left()
+
+    def test_restore_while_it_backs_up(self) -> None:
+        """No more writes are accepted, because a restore would lose them; until the next run."""
+        backup = self.back_up()
+        self.write_settings("slow.ini", f"sh -c 'sleep 3; {PG_DUMP}'")
+        with self.writing() as writer:
+            running = self.site.start_ssh(f"cd {CHECKOUT} && python3 deploy.py -c slow.ini restore {backup} --yes")
+            running.reach("backs up", lambda: ".part" in self.site.run(["ls", BACKUPS]).stdout)
+            self.kill(running)
             done = len(writer.accepted)
-            self.assertEqual(self.site.http("/").status, 200, "reads go on")
-            self.assertEqual(len(writer.accepted), done, "a row was accepted that a restore would have lost")
+            self.assertEqual([self.site.http("/").status for _ in range(9)][-1], 200, "reads go on")
+            self.assertEqual(len(writer.accepted), done)
             self.assert_recovered("restore", BACK_UP)
         self.assert_nothing_left()
 
     def back_up(self) -> str:
         """A backup of now."""
-        run = self.site.operate("python3 deploy.py backup --json")
+        run = self.site.operate(f"{BACK_UP} --json")
         self.assertEqual(run.status, 0, run.text)
         return str(json.loads(run.text.splitlines()[0])["file"])
 
@@ -350,9 +372,9 @@ class KillTest(DatabaseCase):
         """It changes nothing, and no writer notices."""
         backup = self.back_up()
         with self.writing() as writer:
+            before = len(writer.asked)
             run = self.site.operate(f"python3 deploy.py restore {backup} --test")
-            self.assertEqual(run.status, 0, run.text)
-            self.assertEqual([text for _, text in writer.asked if not text], [])
+            self.assertEqual((run.status, writer.refused(before)), (0, 0), run.text)
         self.assert_nothing_left()
 
 
