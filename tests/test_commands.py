@@ -136,9 +136,9 @@ class History(LabTest):
         run = self.lab.deploy("history")
         self.assert_status(run, 0)
         good, bad = run.stdout.splitlines()
-        line = r"^\d{8}T\d{6}Z  live +deploy +[0-9a-f]{7} +[\d.]+ s  says one  \(env .* restart [\d.]+\)$"
+        line = r"^\d{8}T\d{6}Z  live +[0-9a-f]{7} +[\d.]+ s  cron +says one  \(env .* restart [\d.]+\)$"
         self.assertRegex(good, line)
-        self.assertRegex(bad, r"  failed +deploy .* breaks the static files  \(env .* services [\d.]+\)$")
+        self.assertRegex(bad, r"  failed +[0-9a-f]{7} .* breaks the static files  \(env .* services [\d.]+\)$")
 
     def test_for_programs(self) -> None:
         lines = [json.loads(line) for line in self.lab.deploy("history", "--json").stdout.splitlines()]
@@ -180,9 +180,9 @@ class Logs(LabTest):
 
 class Manage(LabTest):
     def test_it_runs_in_the_live_release_with_its_environment_and_status(self) -> None:
-        run = self.lab.deploy("manage", "shell", "-c", "x=1")
+        run = self.lab.deploy("manage", "dumpdata", "-c", "x=1")
         release = (self.lab.workspace / "current").resolve()
-        self.assertEqual(run.stdout, f"['shell', '-c', 'x=1'] {release} a $ecret = value # of 1\n")
+        self.assertEqual(run.stdout, f"['dumpdata', '-c', 'x=1'] {release} a $ecret = value # of 1\n")
         self.assertEqual(run.returncode, 7)
 
 

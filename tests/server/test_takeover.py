@@ -83,7 +83,7 @@ class TakeoverTest(SiteCase):
         site.put(f"{CHECKOUT}/docker-compose.yml", "no compose file", user="ubuntu")
         run = site.operate(SETUP)
         self.assertEqual(run.status, 1, run.text)
-        self.assertRegex(run.last, "FAILED: .* deploy .*docker compose .*; what it had changed was put back.*; mend that")
+        self.assertRegex(run.last, "FAILED: .* deploy .*docker compose .*; what it had changed was put back.*; mend")
         self.assertEqual((site.version(), self.state()), ("1", before))
         site.put(f"{CHECKOUT}/docker-compose.yml", compose, user="ubuntu")
         with site.watched("/") as watch:
