@@ -1150,8 +1150,10 @@ class Candidate(Child):
                 raise self.failure(f"it has not started after {self.limit:g} s")
 
     def failure(self, saw: str) -> Failure:
-        """That it was not proven, with its last lines."""
-        return Failure(f"the candidate was not proven: {saw}",
+        """That it was not proven, and why, as far as its last lines tell."""
+        errors = [line[2:] for line in self.tail if re.match(r"\| [A-Za-z][\w.]*: ", line)]
+        why = f" ({errors[-1][:200]})" if errors else ""
+        return Failure(f"the candidate was not proven: {saw}{why}",
                        details=["the candidate's last lines:", *self.tail] if self.tail else ())
 
 

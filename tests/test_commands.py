@@ -138,7 +138,7 @@ class History(LabTest):
         good, bad = run.stdout.splitlines()
         line = r"^\d{8}T\d{6}Z  live +[0-9a-f]{7} +[\d.]+ s  cron +says one  \(env .* restart [\d.]+\)$"
         self.assertRegex(good, line)
-        self.assertRegex(bad, r"  failed +[0-9a-f]{7} .* breaks the static files  \(env .* services [\d.]+\)$")
+        self.assertRegex(bad, r"  failed +[0-9a-f]{7} .* breaks the static files  \(env .* static [\d.]+\)$")
 
     def test_for_programs(self) -> None:
         lines = [json.loads(line) for line in self.lab.deploy("history", "--json").stdout.splitlines()]
