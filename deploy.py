@@ -1152,8 +1152,8 @@ class Candidate(Child):
     def failure(self, saw: str) -> Failure:
         """That it was not proven, and why, as far as its last lines tell."""
         errors = [line[2:] for line in self.tail if re.match(r"\| [A-Za-z][\w.]*: ", line)]
-        why = f" ({errors[-1][:200]})" if errors else ""
-        return Failure(f"the candidate was not proven: {saw}{why}",
+        saw += f" ({errors[-1][:200]})" if errors else ""
+        return Failure(f"the candidate was not proven: {saw}",
                        details=["the candidate's last lines:", *self.tail] if self.tail else ())
 
 
@@ -1176,7 +1176,8 @@ plan = [(each, (each.app_label, each.name) in applied)
 if undo:
     executor.migrate(None, [(each, True) for each, done in reversed(plan) if done and str(each) in undo.split()])
 else:
-    call_command("migrate", plan=True)  # it refuses migrations in conflict, and an inconsistent history
+    # it refuses what Django's checks find, migrations in conflict, and an inconsistent history
+    call_command("migrate", plan=True, skip_checks=False)
     print(json.dumps([{"name": str(each), "applied": done, "reversible": all(one.reversible for one in each.operations),
                        "removes": [one.describe() for one in each.operations
                                    if isinstance(one, (DeleteModel, RemoveField))]} for each, done in plan]))
@@ -2439,9 +2440,6 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; the exit status. Only this turns a failure into a sentence."""
     options = parse_arguments(sys.argv[1:] if argv is None else argv)
-    if options.command == "deploy" and os.environ.get("SSH_ORIGINAL_COMMAND", "").endswith("deploy.py logs"):
-        # who logs in with a key that may only deploy asks what it did, and must not deploy again for that
-        options = parse_arguments(["-c", str(options.config), "logs"])
     Interrupted.install()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone
