@@ -53,4 +53,5 @@ class SummaryTest(LabTest):
         self.lab.script("services", "echo why; exit 1")
         run = self.lab.deploy()
         self.assert_status(run, 1)
-        self.assertRegex(self.summary(run)[-1], r"^    services FAILED: `services up` ended with status 1 \(why\); .* live")
+        sentence = self.summary(run)[-1]
+        self.assertRegex(sentence, r"^    services FAILED: `services up` ended with status 1 \(why\); .* is live and ")
