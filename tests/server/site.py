@@ -16,6 +16,7 @@ with Site() as site:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 import secrets
@@ -27,11 +28,11 @@ import unittest
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from tests.server.bench import HOST, PROJECT, Load, Sample, Server, longest, lost
 from tests.server.machine import MachineError, kill_group, until
-from tests.server.recipe import CERTIFICATES
+from tests.server.recipe import CACHE, CERTIFICATES
 
 HOME = "/home/ubuntu"
 REMOTE, AUTHOR, CHECKOUT = f"{HOME}/remote.git", f"{HOME}/author", f"{HOME}/gforms"
@@ -176,8 +177,6 @@ class Watch:
 class Site(Server):
     """A server with a remote repository, its author's clone, and the checkout that is deployed from."""
 
-    locks: ClassVar[dict[str, str]] = {}  # Pipfile: its Pipfile.lock, made once for all tests
-
     def __init__(self) -> None:
         """Nothing has been pushed yet."""
         super().__init__()
@@ -215,13 +214,16 @@ class Site(Server):
         self.add(name, text.replace(old, new))
 
     def lock(self) -> None:
-        """Make Pipfile.lock anew."""
+        """Make Pipfile.lock of Pipfile, once for all tests."""
         pipfile = self.read(f"{AUTHOR}/Pipfile")
-        if pipfile not in self.locks:
+        kept = CACHE / f"{hashlib.sha256(pipfile.encode()).hexdigest()[:12]}.lock"
+        if not kept.exists():
             env = {"REQUESTS_CA_BUNDLE": str(CERTIFICATES), "WORKON_HOME": f"{HOME}/author-env"}
             self.run(["pipenv", "lock"], user="ubuntu", cwd=AUTHOR, env=env, timeout=180)
-            self.locks[pipfile] = self.read(f"{AUTHOR}/Pipfile.lock")
-        self.add("Pipfile.lock", self.locks[pipfile])
+            made = self.folder / kept.name
+            made.write_text(self.read(f"{AUTHOR}/Pipfile.lock"))
+            made.replace(kept)
+        self.add("Pipfile.lock", kept.read_text())
 
     def push(self) -> str:
         """Push what has been changed as the next version, which is returned."""
@@ -325,7 +327,7 @@ def settings() -> str:
     """Return the shipped settings with another question: a page that needs the database and a template."""
     text, login = (PROJECT / "deploy.ini").read_text(), "url = http://127.0.0.1:8000/admin/login/\n"
     assert login in text, "deploy.ini asks for another page now"
-    text = text.replace("\ndeadline = 30\n", "\ndeadline = 6\n")
+    text = text.replace("\ndeadline = 30\n", "\ndeadline = 4\n")
     return text.replace(login, "url = http://127.0.0.1:8000/\n")
 
 

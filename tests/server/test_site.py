@@ -57,6 +57,8 @@ def setUpModule() -> None:
         run = site.operate(command) if command else site.deploy()
         record(f"{stage}: {time.monotonic() - began:.1f} s")
         assert run.status == 0, f"{stage}: {run.text}"
+        if not command:
+            site.await_rest()
         SAID[stage], STATES[stage] = run.text, state(site)
     # from here on the deploying user has no rights but those that the set-up gave it
     site.run(f"rm {FULL_RIGHTS} && gpasswd --delete ubuntu sudo")
