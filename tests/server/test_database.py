@@ -114,7 +114,7 @@ class DatabaseCase(SiteCase):
     """A test with a user who writes; none of what was accepted is ever lost."""
 
     def setUp(self) -> None:
-        """Nobody's migrations are there but those of the first release."""
+        """Nothing is shared but the site."""
         self.name = self._testMethodName
 
     @contextlib.contextmanager
@@ -252,12 +252,12 @@ class MigrationTest(DatabaseCase):
 class BackupTest(DatabaseCase):
     """A disk that fills up, a dump that is not whole; of a database of some megabytes."""
 
-    def setUp(self) -> None:
+    @classmethod
+    def setUpClass(cls) -> None:
         """Make it large."""
-        super().setUp()
         text = "md5(random()::text) || md5(i::text)"
-        self.site.sql(f"create table bulk as select {text} from generate_series(1, 550000) i")
-        self.addCleanup(self.site.sql, "drop table bulk")
+        cls.site.sql(f"create table bulk as select {text} from generate_series(1, 550000) i")
+        cls.addClassCleanup(cls.site.sql, "drop table bulk")
 
     def test_disk_full(self) -> None:
         """A sentence, half a backup removed, and the database untouched."""
