@@ -18,9 +18,9 @@ import unittest
 from collections.abc import Iterator
 
 from tests.sandbox import MIGRATION
-from tests.server.bench import HOST, PROJECT, longest, require
+from tests.server.bench import HOST, longest, require
 from tests.server.machine import finish, until
-from tests.server.site import AUTHOR, CHECKOUT, SETUP, WORKSPACE, Run, Running, Site, SiteCase, record
+from tests.server.site import CHECKOUT, SETUP, WORKSPACE, Run, Running, Site, SiteCase, record
 
 DEPLOY = "python3 deploy.py --wait 120"
 BACKUPS = f"{WORKSPACE}/backups"
@@ -57,7 +57,6 @@ def setUpModule() -> None:
     unittest.addModuleCleanup(site.close)
     site.boot()
     site.prepare()
-    site.send(PROJECT / "postgresql", f"{AUTHOR}/postgresql", user="ubuntu")
     site.edit("forms/settings.py", '"ENGINE": engine,\n', '"ENGINE": engine,\n        "CONN_MAX_AGE": 600,\n')
     site.push()
     for command in ("git pull --quiet", SETUP, DEPLOY):
