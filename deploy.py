@@ -1575,13 +1575,16 @@ class Deployment(Site):
         """Say which migrations separate two releases; with --reverse-migrations, back up and reverse them."""
         self.output.label = "migrate"
         try:
-            known = {each["name"] for each in self.migrations(older)}
-            between = [each for each in self.migrations(newer) if each["applied"] and each["name"] not in known]
+            known, applied = self.migrations(older), [each for each in self.migrations(newer) if each["applied"]]
         except Failure as error:
             if self.options.reverse_migrations:
                 raise
             self.output.say(f"warning: which migrations separate them is unknown: {error}")
             return
+        if lacking := names(each for each in known if not each["applied"]):
+            raise Failure(f"{older.name} needs {lacking}, which the database lacks",
+                          f"deploy it instead: python3 deploy.py deploy {self.revision[:7]}")
+        between = [each for each in applied if each["name"] not in {one["name"] for one in known}]
         apart = f"{newer.name} has {names(between) or 'no migration'} more than {older.name}"
         if not self.options.reverse_migrations or not between:
             self.output.say(f"{apart}; the schema stays{', see --reverse-migrations' if between else ''}")

@@ -157,6 +157,16 @@ class Rollback(RollbackTest):
             self.assertEqual(backup.read().split(), [FIRST, *self.more])
         self.assertEqual([(self.lab.root / name).read_text() for name in ("served", "code")], [before, before])
 
+    def test_a_release_whose_migrations_were_reversed_must_be_deployed(self) -> None:
+        newer = self.names()[0]
+        self.assert_deployed(self.reverse(), "one")
+        self.lab.tick()
+        run = self.lab.deploy("rollback", newer)
+        self.assert_failed(run, f"{newer} needs app.0002_good, app.0003_good, which the database lacks",
+                           f"deploy it instead: python3 deploy.py deploy {newer[-7:]}")
+        self.assert_deployed(self.lab.deploy("deploy", newer[-7:]), "two")
+        self.assert_applied(*self.more)
+
     def test_nothing_separates_two_releases(self) -> None:
         self.lab.push({"app": "three"})
         self.assert_deployed(self.lab.deploy(), "three")
