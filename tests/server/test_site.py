@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import re
 import subprocess
 import time
@@ -11,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.sandbox import MIGRATION
-from tests.server.bench import PROJECT, require
-from tests.server.machine import finish
+from tests.server.bench import HOST, PROJECT, require
+from tests.server.machine import finish, until
 from tests.server.site import (
     CHECKOUT,
     FULL_RIGHTS,
@@ -38,6 +39,8 @@ id ubuntu; id www-data
 systemctl show --property=Id,ActiveState,UnitFileState,ActiveEnterTimestampMonotonic {" ".join(UNITS)} nginx
 pgrep --uid www-data nginx
 """
+# What `status` asks.
+CHECKS = ("health", "gunicorn", "nginx", "postgresql", "redis", "database", "disk")
 STATES: dict[str, list[str]] = {}  # after each stage of the set-up
 SAID: dict[str, str] = {}
 
@@ -255,6 +258,77 @@ class LoadTest(SiteCase):
         """Send a request of 5 s; its status, who answered, and when."""
         answer = self.site.http("/slow/5000/")
         return answer.status, answer.body, time.monotonic()
+
+
+class OperationsTest(SiteCase):
+    """What an operator asks and does between two deployments."""
+
+    def bad(self) -> list[str]:
+        """Return what `status` finds bad; its exit status must say the same."""
+        done = self.site.ssh(f"cd {CHECKOUT} && python3 deploy.py status --json")
+        found = json.loads(done.stdout)
+        self.assertEqual([*found["checks"]], [*CHECKS])
+        bad = [name for name, check in found["checks"].items() if not check["good"]]
+        self.assertEqual((done.returncode, found["healthy"]), (1 if bad else 0, not bad), done.stdout)
+        return bad
+
+    def test_status(self) -> None:
+        """It is 0 only if all is well, and names what is not."""
+        site = self.site
+        site.await_rest()
+        self.assertEqual(self.bad(), [])
+        site.run(["systemctl", "stop", "nginx"])
+        self.addCleanup(site.run, ["systemctl", "start", "nginx"])
+        site.run(["docker", "stop", "redis"])
+        self.addCleanup(site.run, ["docker", "start", "redis"])
+        self.assertEqual(self.bad(), ["nginx", "redis"])
+        site.run(["docker", "stop", "postgresql"])
+        self.addCleanup(site.run, ["docker", "start", "postgresql"])
+        self.assertIn("postgresql", self.bad())
+        self.assertIn("database", self.bad())
+        run = site.operate("python3 deploy.py restart")
+        self.assertEqual(run.status, 0, run.text)
+        site.await_rest()
+        self.assertEqual(self.bad(), [])
+
+    def test_check(self) -> None:
+        """A server as `setup` left it is ready, and knows what could be better."""
+        done = self.site.ssh(f"cd {CHECKOUT} && python3 deploy.py check")
+        self.assertEqual((done.returncode, done.stdout.splitlines()[0]), (0, "ready to deploy"), done.stdout)
+        self.assertIn("advice: the site is not served over HTTPS", done.stdout)
+        self.assertNotIn("is open to every address", done.stdout)
+        self.assertEqual(self.site.ssh(f"cd {CHECKOUT} && python3 deploy.py check --quiet").stdout, "")
+
+    def test_maintenance(self) -> None:
+        """Every address answers 503 with a page and says when to come back; gunicorn can still be asked."""
+        site, page = self.site, self.site.http("/")
+        style = site.style()
+        site.ssh(f"cd {CHECKOUT} && python3 deploy.py maintenance on")
+        self.addCleanup(site.ssh, f"cd {CHECKOUT} && python3 deploy.py maintenance off")
+        for address in ("/", "/admin/login/", style):
+            answer = site.http(address)
+            self.assertEqual((answer.status, answer.all("Retry-After")), (503, ["10"]), address)
+            self.assertIn("Back in a moment", answer.body)
+        self.assertEqual(site.http("http://127.0.0.1:8000/", host=HOST).status, 200)
+        site.ssh(f"cd {CHECKOUT} && python3 deploy.py maintenance off")
+        self.assertEqual((page.status, site.http("/").status, site.http(style).status), (200, 200, 200))
+
+    def test_timer(self) -> None:
+        """Installed when asked for, it deploys what is new, and has nothing to say when nothing is."""
+        site = self.site
+        site.run(["python3", f"{CHECKOUT}/deploy.py", "setup", "--timer"])
+        self.addCleanup(site.run, ["systemctl", "disable", "--now", "gforms-deploy.timer"])
+        self.assertEqual(site.run(["systemctl", "is-active", "gforms-deploy.timer"]).stdout, "active\n")
+        new = self.push()
+        site.run(["systemctl", "start", "gforms-deploy.service"])  # ends when the deployment has
+        self.assertEqual(site.late(), f"{new} {new}")
+        self.assertIn("systemd", site.history()[-1]["by"])
+        before = len(site.history())
+        site.run(["systemctl", "start", "gforms-deploy.service"])
+        self.assertEqual(len(site.history()), before)
+        said = site.run("journalctl --unit=gforms-deploy --output=cat | tail -n 3").stdout.splitlines()
+        self.assertEqual([line for line in said if line.startswith("deploy ")], [])
+        until("it rests", 30, lambda: site.run("systemctl is-active gforms-deploy", check=False).stdout == "inactive\n")
 
 
 class FailureTest(SiteCase):
