@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 from tests.lab import LabTest, with_setting
 
@@ -108,6 +110,36 @@ class Restart(LabTest):
         self.assert_deployed(self.lab.end(process), "one")
         self.assert_status(self.lab.end(restart), 0)
         self.assertEqual(self.lab.results()[-2:], ["live", "restarted"])
+
+
+class Cron(LabTest):
+    """With what cron gives a command: a short PATH, HOME, and no terminal."""
+
+    def deploy(self) -> str:
+        """Run the line of the README's crontab; what cron would mail."""
+        local = self.lab.root / "home" / ".local"
+        local.mkdir(exist_ok=True)
+        if not (local / "bin").exists():
+            (local / "bin").symlink_to(self.lab.bin)
+        environment = {"HOME": str(self.lab.root / "home"), "LOGNAME": "x", "SHELL": "/bin/sh", "PATH": "/usr/bin:/bin",
+                       "LAB": str(self.lab.root)}
+        run = subprocess.run([sys.executable, "deploy.py", "--if-changed"], cwd=self.lab.checkout, env=environment,
+                             text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                             check=False)
+        return run.stdout
+
+    def test_nothing_is_mailed_unless_something_is_new(self) -> None:
+        self.assertEqual(self.deploy(), "")
+        self.lab.push({"app": "two"})
+        self.assertIn("is live and healthy", self.deploy())
+        self.assert_live("two")
+        self.assertEqual(self.deploy(), "")
+
+    def test_a_revision_that_fails_is_mailed_once(self) -> None:
+        self.lab.push({"static": "broken"})
+        self.assertIn("FAILED: ", self.deploy())
+        self.assertEqual(self.deploy(), "")
+        self.assertEqual(self.lab.results(), ["live", "failed"])
 
 
 class NothingDeployed(LabTest):

@@ -2,7 +2,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
 import re
+import shlex
 import unittest
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +13,8 @@ from pathlib import Path
 import deploy
 
 SOURCE = Path(deploy.__file__)
-TABLE = (SOURCE.with_name("README.md")).read_text(encoding="utf-8").split("## It is 3 a.m. and …")[1].split("\n## ")[0]
+README = SOURCE.with_name("README.md").read_text(encoding="utf-8")
+TABLE = README.split("## It is 3 a.m. and …")[1].split("\n## ")[0]
 
 
 def sentences(text: str) -> Iterator[tuple[int, str]]:
@@ -23,6 +27,25 @@ def sentences(text: str) -> Iterator[tuple[int, str]]:
             elif isinstance(said, ast.JoinedStr):
                 parts = (each.value if isinstance(each, ast.Constant) else "…" for each in said.values)
                 yield node.lineno, "".join(map(str, parts))
+
+
+class CommandsTest(unittest.TestCase):
+    def test_every_command_is_understood(self) -> None:
+        found = re.findall(r"python3 (?:\S*/)?deploy\.py((?: [\w./-]+| \"\$[^\"]*\"| FILE)*)", README)
+        self.assertGreater(len(found), 20)
+        for command in set(found):
+            with self.subTest(command), contextlib.redirect_stderr(io.StringIO()):
+                self.assertTrue(deploy.parse_arguments(shlex.split(command)).command)
+
+    def test_every_command_of_the_tool_is_listed(self) -> None:
+        listed = README.split("## The commands")[1].split("| exit status")[0]
+        said = io.StringIO()
+        with self.assertRaises(SystemExit), contextlib.redirect_stdout(said):
+            deploy.parse_arguments(["--help"])
+        commands = re.findall(r"^    (\w+) ", said.getvalue(), re.MULTILINE)
+        self.assertGreater(len(commands), 10)
+        for command in commands:
+            self.assertRegex(listed, rf"(?m)^  (\w+, )*{command}\b")
 
 
 class SentencesTest(unittest.TestCase):
