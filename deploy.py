@@ -190,6 +190,7 @@ OPTIONS: tuple[tuple[str, str, Kind, str], ...] = (
     ("deploy", "project", inside, "."),
     ("deploy", "shared", shared_paths, ".env logs/ media/"),
     ("deploy", "keep_releases", number, "5"),
+    ("deploy", "keep_logs", number, "100"),
     ("env", "file", below, ".env"),
     ("pull", "remote", str, "origin"),
     ("pull", "branch", str, "main"),
@@ -1682,7 +1683,7 @@ class Deployment(Site):
         self.recorded.append(entry)
 
     def sweep(self, all_of_it: bool = False) -> None:
-        """Remove the releases that are not kept; `all_of_it`: the environments and backups past their keep, too."""
+        """Remove the releases that are not kept; `all_of_it`: environments, backups and logs past their keep, too."""
         kept = self.workspace.kept(self.settings["deploy.keep_releases"])
         for release in sorted(set(self.workspace.releases.iterdir()) - kept):
             self.git.drop_worktree(release)
@@ -1695,6 +1696,8 @@ class Deployment(Site):
                 shutil.rmtree(venv)
             self.sweep_backups("*-*.dump")
             self.sweep_backups("*Z.dump")
+            for log in sorted(self.workspace.logs.glob("*.log"))[:-self.settings["deploy.keep_logs"]]:
+                log.unlink()
 
     def sweep_backups(self, pattern: str) -> None:
         """Keep the newest backups of a kind: those before a change have a `-` in their names, the others do not."""

@@ -111,6 +111,12 @@ class Kept(ReleaseTest):
         self.assertEqual(len(used), 2)
         self.assert_deployed(self.lab.deploy("rollback"), "two")
 
+    def test_logs(self) -> None:
+        self.lab.setting("deploy", "keep_logs", "2")
+        self.deploy("four", "five")
+        self.assertEqual(len([*(self.lab.workspace / "logs").iterdir()]), 2)
+        self.assertIn("is live and healthy", self.lab.log())
+
     def test_the_backups_that_the_settings_say(self) -> None:
         self.lab.setting("backup", "keep", "1")
         self.lab.push({"migrations": "app.0001_first\napp.0002_second\n"})
