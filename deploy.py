@@ -235,7 +235,7 @@ OPTIONS: tuple[tuple[str, str, Kind, str], ...] = (
     ("check", "timeout", seconds, "60"),
     ("backup", "command", commands,
      ("docker exec postgresql sh -c "
-      "'exec pg_dump --format=custom --username=\"$POSTGRES_USER\" \"$POSTGRES_DB\"'")),
+      "'exec pg_dump --format=custom --compress=zstd -U \"$POSTGRES_USER\" \"$POSTGRES_DB\"'")),
     ("backup", "verify", commands, "docker exec -i postgresql pg_restore --file=/dev/null"),
     ("backup", "timeout", seconds, "1800"),
     ("backup", "keep", number, "10"),

@@ -19,7 +19,8 @@ print(ended, time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDR
 BARE = "docker exec {} postgresql {} -U postgres"
 DUMP = f"{CHECKOUT}/.deploy/backups/bare"
 WAYS = {
-    "bare pg_dump": f"{BARE.format('', 'pg_dump')} -Fc gforms-db > {DUMP}",
+    "bare pg_dump -Fc": f"{BARE.format('', 'pg_dump')} -Fc gforms-db > {DUMP}",
+    "bare pg_dump -Fc -Z zstd": f"{BARE.format('', 'pg_dump')} -Fc -Z zstd gforms-db > {DUMP}",
     "deploy.py backup": "python3 deploy.py backup",
     "bare createdb and pg_restore": f"{BARE.format('', 'createdb')} bare && "
                                     f"{BARE.format('-i', 'pg_restore')} -d bare < {DUMP}",
