@@ -30,7 +30,7 @@ from tests.server.site import (
 
 APPLICATION = "application = get_wsgi_application()"
 # Counts itself, and a migration that sleeps.
-SLEEPING = "select count(*) from pg_stat_activity where state = 'active' and query like '%pg_sleep(2)%'"
+SLEEPING = "select count(*) from pg_stat_activity where state = 'active' and query like '%pg_sleep(3)%'"
 # Every file that a set-up may touch, with its owner, mode, size, time and target, and since when the units run.
 STATE = f"""\
 find /etc {CHECKOUT} -xdev -not -path '*/.deploy/*' -printf '%p %u:%g %m %s %T@ %l\\n' | sort
@@ -414,7 +414,7 @@ class InterruptionTest(SiteCase):
 
     def test_power_cut_and_reboot(self) -> None:
         """In a migration, right after the switch, and when all is done."""
-        site, slow = self.site, "migrations.RunSQL('select pg_sleep(2)', migrations.RunSQL.noop)"
+        site, slow = self.site, "migrations.RunSQL('select pg_sleep(3)', migrations.RunSQL.noop)"
         site.add("formsApp/migrations/0002_slow.py", migration("0001_initial", slow))
         new = self.push()
         for step, interrupt in (("migrate", self.lose_power), ("restart", site.reboot), ("restart", self.lose_power)):
