@@ -225,8 +225,6 @@ class LoadTest(SiteCase):
         self.assertRegex(watch.run.text, "(?s)docker compose up .*restart gunicorn-standby\n.*restart gunicorn\n"
                          ".*nginx -t\n.*restart nginx\n.*the site answers")  # fmt: skip
         self.assertEqual((set(processes) & set(self.processes()), site.containers()), (set(), containers))
-        status = site.operate("python3 deploy.py status")
-        self.assertEqual(status.status, 0, status.text)
 
     def processes(self) -> list[str]:
         """Return gunicorn's main process and nginx's workers."""
@@ -352,14 +350,12 @@ class FailureTest(SiteCase):
     def test_import(self) -> None:
         """It cannot be imported."""
         self.site.edit("forms/wsgi.py", APPLICATION, f"import no_such_module\n{APPLICATION}")
-        run = self.rejected("the candidate was not proven: it does not start")
-        self.assertIn("No module named 'no_such_module'", run.text)
+        self.rejected(r"the candidate was not proven: it does not start \(.*No module named 'no_such_module'\)")
 
     def test_page(self) -> None:
         """It starts, and answers 500."""
         self.site.edit("formsApp/views.py", '"formsApp/index.html"', '"formsApp/none.html"')
-        run = self.rejected("the candidate was not proven: 500 [^;]*, expected 200")
-        self.assertIn("TemplateDoesNotExist", run.text)
+        self.rejected(r"the candidate was not proven: 500 [^;]*, expected 200 \(.*TemplateDoesNotExist: .*none.html\)")
 
     def test_migration(self) -> None:
         """The second of two migrations fails; the first stays, and the backup from before it is named."""
