@@ -42,7 +42,7 @@ def public(body: list[ast.stmt]) -> Iterator[ast.ClassDef | Function]:
 
 
 # The design's 1,500 are missed: this is what the promises took. It may shrink, and is raised by no accident.
-LINES = 2_600
+LINES = 2_500
 
 class BudgetTest(unittest.TestCase):
     tree: ast.Module
