@@ -2112,6 +2112,8 @@ def alarms(site: Site) -> Findings:
     """What is wrong now, although a deployment would succeed."""
     if site.variables.get("DEBUG", "").lower() in ("true", "yes", "on", "1"):
         yield "DEBUG is on: visitors see settings and source", "DEBUG=False in .env, then deploy"
+    if (name := site.settings["notify.webhook"]) and name not in site.variables:
+        yield f"[notify] webhook names {name}, which {site.settings['env.file']} does not have", "write it there"
     deployments = [entry for entry in site.workspace.history() if entry["command"] == "deploy"]
     for last in deployments[-1:]:
         if last["result"] != "live":

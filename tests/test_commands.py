@@ -245,6 +245,10 @@ class Check(LabTest):
         self.lab.env("SECRET_KEY=x\nDEBUG=True\n")
         self.assertIn("problem: DEBUG is on", self.problems(1))
 
+    def test_a_webhook_that_nobody_wrote_down(self) -> None:
+        self.lab.setting("notify", "webhook", "DEPLOY_WEBHOOK")
+        self.assertIn("problem: [notify] webhook names DEPLOY_WEBHOOK, which .env does not have; ", self.problems(1))
+
     def test_after_a_deployment_that_failed(self) -> None:
         self.lab.push({"static": "broken"})
         self.assert_failed(self.lab.deploy())
