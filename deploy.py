@@ -1120,7 +1120,8 @@ class Site:
 class Candidate(Child):
     """A release's own gunicorn on a private socket, which must answer the health check before any user sees it."""
 
-    def __init__(self, site: Site, release: Path) -> None:
+    def __init__(self, site: Site, release: Path, early: bool = False) -> None:
+        self.early = early  # it boots while its static files are written
         self.socket, self.limit = site.workspace.root / "candidate.sock", site.settings["restart.timeout"]
         self.tail: deque[str] = deque(maxlen=TAIL)
 
@@ -1316,7 +1317,7 @@ class Deployment(Site):
             if marks := ["it cannot be reversed"] * (not each["reversible"]) + each["removes"]:
                 self.output.say(f"note: {each['name']}: {'; '.join(marks)}; the release before may not work with that")
         if self.candidate:  # what cannot be imported never touches the database
-            self.candidate.await_boot()
+            self.booted(self.candidate)
         saved = back_up(self, self.release.name) if self.settings["backup.command"] else None
         if not saved:
             self.output.say("no backup: [backup] command is empty")
@@ -1401,14 +1402,29 @@ class Deployment(Site):
             self.run("restart.proxy", self.release)
         self.check_health(self.release)
 
+    def booted(self, candidate: Candidate) -> Candidate:
+        """The candidate once it has booted, or a fresh one if it met static files that were only half there."""
+        try:
+            candidate.await_boot()
+        except Failure:
+            if not candidate.early or not candidate.ended(0):
+                raise
+            return self.renewed(candidate)
+        return candidate
+
+    def renewed(self, candidate: Candidate) -> Candidate:
+        """A fresh candidate in place of one that booted before its static files and its schema were there."""
+        candidate.end()
+        self.candidate = candidate = Candidate(self, self.release)
+        candidate.await_boot()
+        return candidate
+
     def prove(self, candidate: Candidate, health: HealthCheck) -> str:
         """How the candidate answered the health check; Failure when it does not."""
-        candidate.await_boot()
+        candidate = self.booted(candidate)
         good, saw = health.wait(0, candidate.socket)
-        if not good:  # it may have booted before its static files and its schema were there: a fresh one decides
-            candidate.end()
-            self.candidate = candidate = Candidate(self, self.release)
-            candidate.await_boot()
+        if not good:
+            candidate = self.renewed(candidate)
             good, saw = health.wait(health.deadline, candidate.socket, alive=lambda: not candidate.ended(0))
         if not good:
             raise candidate.failure(saw)
@@ -1640,7 +1656,7 @@ class Deployment(Site):
                 self.output.say("skipped: its command is empty")
                 return
             if step in ("static", "migrate", "restart") and self.settings["restart.candidate"] and not self.candidate:
-                self.candidate = Candidate(self, self.release)  # it boots while these steps run
+                self.candidate = Candidate(self, self.release, early=step == "static")  # it boots while these steps run
             began = time.monotonic()
             try:
                 self.act(step)

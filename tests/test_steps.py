@@ -10,6 +10,24 @@ from tests.lab import LabTest, wait_for
 STEPS = ["env", "pull", "install", "services", "static", "migrate", "restart"]
 
 
+DIES_ONCE = """
+import os, sys
+died = os.environ["LAB"] + "/died"
+if not os.path.exists(died):
+    open(died, "w").close()
+    sys.exit("half of a file")
+"""
+
+
+class Proof(LabTest):
+    def test_a_candidate_that_met_half_of_its_static_files_has_a_second_chance(self) -> None:
+        self.lab.first("gunicorn", DIES_ONCE)
+        self.lab.script("during-collectstatic", "while [ ! -e $LAB/died ]; do sleep 0.05; done")
+        self.lab.push({"app": "two", "migrations": "app.0001_first\napp.0002_second\n"})
+        self.assert_deployed(self.lab.deploy(), "two")
+        self.assertIn("half of a file", self.lab.log())
+
+
 class BeforeTheSwitch(LabTest):
     """What is live is not even touched."""
 
@@ -123,6 +141,11 @@ class BeforeTheSwitch(LabTest):
 
     def test_a_candidate_that_cannot_boot(self) -> None:
         self.lab.push({"boot": "broken"})
+        self.assert_failed(self.lab.deploy(), "restart", "the candidate was not proven: it does not start")
+
+    def test_one_that_began_after_its_static_files_has_no_second_chance(self) -> None:
+        self.lab.setting("deploy", "steps", "env pull install services migrate restart")
+        self.lab.first("gunicorn", DIES_ONCE)
         self.assert_failed(self.lab.deploy(), "restart", "the candidate was not proven: it does not start")
 
     def test_a_candidate_that_boots_for_ever(self) -> None:
