@@ -8,132 +8,264 @@
 A deployment takes seven steps, then checks the health of the site:
 
     1 env       read .env into the environment of every later command
-    2 pull      git fetch, fast-forward the checkout, check the revision out into a folder of its own
-    3 install   the packages of Pipfile.lock, in a virtual environment that every release with this lock shares
+    2 pull      git fetch, fast-forward the checkout, check the revision out into its own folder
+    3 install   the packages of Pipfile.lock, in an environment that releases with this lock share
     4 services  docker compose: the database and the cache are up and healthy
     5 static    collectstatic, into the candidate's own folder
     6 migrate   if a migration is planned: back the database up, then migrate
-    7 restart   prove the candidate on a private socket, switch to it, restart gunicorn behind its stand-by
+    7 restart   prove the candidate on a private socket, switch to it, restart gunicorn
+                behind its stand-by
 
-Until the switch nothing live is touched but the database; after it, what fails is taken back.
+Until the switch nothing live is touched but the database. Whatever may have to be undone is in a
+journal before it is done; it is undone when a step fails, or by the next run if this one is killed.
 
-Files: this one and deploy.ini beside it, in the git checkout; all that a deployment makes lies in .deploy/
-there (releases, virtual environments, backups, logs, history.jsonl, lock), which git is told to ignore.
+Files: this one and deploy.ini beside it, in the git checkout; all that a deployment makes lies in
+.deploy/ there (releases, virtual environments, backups, logs, history.jsonl, journal.json), which
+git is told to ignore.
 
-Exit status: 0 done, or nothing to do; 1 failed, and what was live before is live and healthy; 2 usage;
-3 failed, and a human is needed; 75 another deployment holds the lock; 78 a mistake in deploy.ini or .env;
-128+N ended by signal N, and what was live before still is.
+Exit status: 0 done, or nothing to do; 1 failed, and what was live before is live and healthy;
+2 usage; 3 failed, and a human is needed; 75 another deployment holds the lock; 78 a mistake in
+deploy.ini or .env; 128+N ended by signal N, and what was live before still is.
+
+Contents: signals · the story · errors · settings · .env · log · running commands · lock and
+journal · history and releases · git · health check · database · site · candidate · what changed
+· notifications · the run · the steps · rolling back · backup and restore · the tables · looking
+· set-up · command line
 """
+
 from __future__ import annotations
 
+import signal
+import sys
+
+if sys.version_info < (3, 11):
+    sys.exit("deploy.py needs Python 3.11 or later; this is " + sys.version.split()[0])
+
+# ---------------------------------------------------------------------------------------- signals
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM came; no `except Exception` takes it for a failure of what it ended."""
+
+
+class Signals:
+    """SIGINT and SIGTERM are kept in mind until the next safe point; SIGHUP changes nothing."""
+
+    received = 0  # the number of the first one
+    shields = 0  # while there are any, what must be undone is undone
+
+    @classmethod
+    def install(cls) -> None:
+        """Handle signals from now on; a lost terminal (SIGHUP) ends neither this nor a child."""
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, cls.keep)
+
+    @classmethod
+    def keep(cls, number: int, _frame: object) -> None:
+        """Only note a signal: an exception raised just anywhere would tear an act from its undo."""
+        cls.received = cls.received or number
+
+    @classmethod
+    def check(cls) -> None:
+        """Raise Interrupted if a signal came: called wherever a run waits, again and again."""
+        if cls.received and not cls.shields:
+            raise Interrupted(cls.received)
+
+
+if __name__ == "__main__":  # before the rest is imported: a signal that comes meanwhile is kept
+    Signals.install()
+
 import argparse
+import configparser
 import contextlib
 import difflib
 import errno
 import fcntl
+import functools
 import grp
 import hashlib
+import inspect
 import io
 import json
+import logging
 import math
 import os
 import pwd
 import re
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any, NamedTuple
-from urllib.parse import quote, quote_plus
-
-if sys.version_info < (3, 11):
-    sys.exit("deploy.py needs Python 3.11 or later; this is " + sys.version.split()[0])
+from typing import IO, Any, TypeVar
+from urllib.parse import quote, quote_plus, unquote
 
 SCRIPT = Path(__file__).resolve()
-HEARTBEAT = 15.0  # seconds without a line of output before one says that the step still runs
-DAY = 86_400  # seconds
-ROOM = 1 << 30  # bytes of disk that must be free
-GRACE = 10.0  # seconds between SIGTERM and SIGKILL
-TAIL = 20  # lines of a failed command's output that are shown again
-PIECE = 1 << 20  # bytes: a line that is longer is read in pieces
-CONTROL = re.compile(r"\x1b\[[\d;?]*[A-Za-z]|[\x00-\x1f\x7f-\x9f]")  # what would move a terminal's cursor
-COLOURS = {"✓": 32, "✗": 31, "FAILED:": 31, "warning:": 33}
-WIDTH = 4000  # characters of one line on stdout; ssh-action stops reading at 65,536
-
 OK, FAILED, USAGE, NEEDS_HUMAN, LOCKED, MISTAKE = 0, 1, 2, 3, 75, 78
+T = TypeVar("T")
 
 
-# ---------------------------------------------------------------------------------------------------- errors
+# -------------------------------------------------------------------------------------- the story
+
+
+def deploy(
+    site: Site, revision: str = "", if_changed: bool = False, dry_run: bool = False, wait: float = 0
+) -> int:
+    """Deploy the remote branch, or a revision."""
+    if dry_run:
+        return preview(site, revision)
+    with transaction(site, "deploy", wait, hidden=if_changed) as run:
+        run.asked = revision
+        if if_changed and not has_changed(run):
+            return report_health(run)
+        for step in site.settings.deploy.steps:
+            run.step(step)
+        run.commit("live")
+    return OK
+
+
+def rollback(
+    site: Site, release: str = "", reverse_migrations: bool = False, wait: float = 0
+) -> int:
+    """Go back to the newest earlier release of another revision, or to the one named."""
+    with transaction(site, "rollback", wait) as run:
+        run.work_on(site.releases.to_go_back_to(release))
+        if run.is_live():
+            check_health(site, run.release)
+            say(f"{run.release.name} is live already")
+            return OK
+        compare_schemas(run, reverse_migrations)
+        run.step("restart")
+        run.commit("live")
+    return OK
+
+
+@contextlib.contextmanager
+def transaction(site: Site, command: str, wait: float = 0, hidden: bool = False) -> Iterator[Run]:
+    """One run under the lock: all of what it begins is committed, or taken back."""
+    site.prepare()
+    console.hidden = hidden
+    run = Run(site, command)
+    with (
+        tell_afterwards(run),
+        site.lock.held(wait, site.journal),
+        site.journal.kept(),
+    ):
+        try:
+            run.recover()  # a crash is a failure that the next run handles
+            yield run
+            site.journal.check_done()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is taken back
+            with shielded():
+                raise run.fail(error) from None
+
+
+def take_back(site: Site) -> list[str]:
+    """Undo what was begun and not committed, last first; what was done, for the user."""
+    told = []
+    for act in reversed(site.journal.begun.copy()):
+        try:
+            told.append(UNDO[act["act"]](site, act))
+        except Exception as error:  # noqa: BLE001 - the other acts are undone all the same
+            site.journal.stuck.append(act)
+            log.warning(f"{act['act']} was not taken back: {as_failure(error)}")
+        site.journal.begun.remove(act)
+        with contextlib.suppress(OSError):  # to undo it once more does no harm
+            site.journal.save()
+    return [each for each in told if each]
+
+
+# ----------------------------------------------------------------------------------------- errors
+
+
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+    """No signal ends what is done inside: it takes a moment, and is not left half done."""
+    Signals.shields += 1
+    try:
+        yield
+    finally:
+        Signals.shields -= 1
+
+
+def wait_until(condition: Callable[[], object], seconds: float) -> bool:
+    """Whether a condition came true within so many seconds; a signal ends the wait."""
+    until, rest = time.monotonic() + seconds, 0.001
+    while not condition():
+        Signals.check()
+        left = until - time.monotonic()
+        if left <= 0:
+            return False
+        time.sleep(min(rest, left))
+        rest = min(rest * 1.5, 0.1)
+    return True
+
+
+def pause(seconds: float) -> None:
+    """Do nothing for so many seconds, unless a signal comes."""
+    wait_until(lambda: False, seconds)
+
 
 class Failure(Exception):
-    """What the user reads as a sentence: what failed, and what to do; `details` are lines printed before it."""
+    """What the user reads as a sentence: what failed, and what to do; details come before it."""
 
     def __init__(
-        self, what: str, remedy: str = "mend it and push", status: int = FAILED, details: Sequence[str] = ()
+        self,
+        what: str,
+        remedy: str = "mend it and push",
+        status: int = FAILED,
+        details: Sequence[str] = (),
     ) -> None:
         super().__init__(what)
         self.what, self.remedy, self.status, self.details = what, remedy, status, tuple(details)
         self.live = ""  # what is live now, found out when it is handled
+
+    def message(self) -> str:
+        """What failed, with what was added to it on the way."""
+        return "; ".join((self.what, *getattr(self, "__notes__", ())))
 
 
 class CommandFailed(Failure):
     """A command ended with another status than 0, or was ended because its time was up."""
 
     def __init__(self, argv: Sequence[str], folder: Path, ended: str, tail: Sequence[str]) -> None:
-        command, last = shlex.join(argv), next((line.strip() for line in reversed(tail) if line.strip()), "no output")
-        details = [f"in {folder}: {command}", f"{ended}; its last lines:", *(f"| {line}" for line in tail)]
-        self.last = f"{last[:200]} ({ended})"
-        super().__init__(f"`{command}` {ended} ({last[:200]})", "mend that and deploy again", FAILED, details)
+        command = shlex.join(argv)
+        last = next((line.strip() for line in reversed(tail) if line.strip()), "no output")[:200]
+        self.last = f"{last} ({ended})"
+        details = [f"in {folder}: {command}", f"{ended}; its last lines:"]
+        details += [f"| {line}" for line in tail]
+        super().__init__(
+            f"`{command}` {ended} ({last})", "mend that and deploy again", FAILED, details
+        )
 
 
-class Interrupted(Failure):
-    """SIGINT or SIGTERM came."""
-
-    shielded = False  # while it is, signals change nothing: what must be undone is undone
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"ended by {signal.Signals(number).name}", "deploy again when you are ready", 128 + number)
-
-    @staticmethod
-    def install() -> None:
-        """Raise Interrupted at the first SIGINT or SIGTERM; no SIGHUP (a lost terminal) ends this or any child."""
-        def interrupt(number: int, _frame: object) -> None:
-            if not Interrupted.shielded:
-                Interrupted.shielded = True  # a second Ctrl-C does not skip the clean-up
-                raise Interrupted(number)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, interrupt)
-
-
-# -------------------------------------------------------------------------------------------------- settings
+# --------------------------------------------------------------------------------------- settings
 
 STEP_NAMES = ("env", "pull", "install", "services", "static", "migrate", "restart")
-Commands = tuple[tuple[str, ...], ...]
-Kind = Callable[[str], Any]  # the value of a setting's text; ValueError says what is wrong with it
+CommandLines = tuple[tuple[str, ...], ...]
+Kind = Callable[[str], T]  # the value of a setting's text; ValueError says what is wrong with it
 
 
-def matching(pattern: str, meaning: str, convert: Kind = str) -> Kind:
+def matching(pattern: str, meaning: str, convert: Kind[T]) -> Kind[T]:
     """A kind of setting whose text matches the pattern as a whole."""
-    def parse(text: str) -> Any:
+
+    def parse(text: str) -> T:
         if not re.fullmatch(pattern, text):
             raise ValueError(f"{text!r} is not {meaning}")
         return convert(text)
+
     return parse
 
 
-def commands(text: str) -> Commands:
+def command_lines(text: str) -> CommandLines:
     """One command a line, each split as a shell would split it, never given to a shell."""
     try:
         return tuple(tuple(shlex.split(line)) for line in text.splitlines() if line.strip())
@@ -144,113 +276,11 @@ def commands(text: str) -> Commands:
 def step_order(text: str) -> tuple[str, ...]:
     """The names of steps: env and pull first, restart last, none twice."""
     steps = tuple(text.split())
-    for step in steps:
-        if step not in STEP_NAMES:
-            raise ValueError(f"{step!r} is not a step{nearest(step, STEP_NAMES)}")
+    for step in (each for each in steps if each not in STEP_NAMES):
+        raise ValueError(f"{step!r} is not a step{nearest(step, STEP_NAMES)}")
     if steps[:2] != ("env", "pull") or steps[-1] != "restart" or len(set(steps)) < len(steps):
         raise ValueError("must begin with env and pull, end with restart, and name no step twice")
     return steps
-
-
-below = matching(r"(?!/|\.?/*$)(?!(.*/)?\.\.(/|$)).+", "a path below the checkout")
-inside = matching(r"(?!/)(?!(.*/)?\.\.(/|$)).+", "a path inside the checkout")
-seconds = matching(r"\d*[1-9]\d*(\.\d+)?|\d+\.\d*[1-9]\d*", "a number of seconds, as in 30 or 2.5", float)
-count = matching(r"\d+", "a whole number", int)
-number = matching(r"0*[1-9]\d*", "a whole number of 1 or more", int)
-url = matching(r"(https?://[^/\s]+(/\S*)?)?", "a URL, as in http://127.0.0.1:8000/")
-status = matching(r"[1-5]\d\d", "an HTTP status, as in 200", int)
-named = matching(r"[\w-]+:\s*\S.*", "a name and its command, as in nginx: systemctl is-active nginx",
-                 lambda line: line.split(":", 1))
-variable = matching(r"([A-Za-z_]\w*)?", "the name of a variable in .env, which holds the URL")
-occasion = matching("failure|recovery|always", "one of failure, recovery and always")
-header = matching(r"[\w-]+:.*", "a header, as in X-Forwarded-Proto: https", lambda line: line.split(":", 1))
-yes_or_no = matching(r"yes|no", "yes or no", lambda text: text == "yes")
-
-
-def shared_paths(text: str) -> tuple[str, ...]:
-    """Paths inside the checkout, one a word."""
-    return tuple(below(word) for word in text.split())
-
-
-def named_commands(text: str) -> dict[str, tuple[str, ...]]:
-    """One `name: command` a line, each split as a shell would split it."""
-    return {name: commands(command)[0] for name, command in map(named, filter(None, map(str.strip, text.splitlines())))}
-
-
-def header_lines(text: str) -> dict[str, str]:
-    """One `Name: value` a line."""
-    pairs = (header(line.strip()) for line in text.splitlines() if line.strip())
-    return {name: value.strip() for name, value in pairs}
-
-
-# Every setting with its kind and its default, as deploy.ini shows them in the same order.
-OPTIONS: tuple[tuple[str, str, Kind, str], ...] = (
-    ("deploy", "steps", step_order, " ".join(STEP_NAMES)),
-    ("deploy", "workspace", below, ".deploy"),
-    ("deploy", "project", inside, "."),
-    ("deploy", "shared", shared_paths, ".env logs/ media/"),
-    ("deploy", "keep_releases", number, "5"),
-    ("deploy", "keep_logs", number, "100"),
-    ("env", "file", below, ".env"),
-    ("pull", "remote", str, "origin"),
-    ("pull", "branch", str, "main"),
-    ("pull", "timeout", seconds, "120"),
-    ("pull", "retries", count, "2"),
-    ("install", "python", str, ""),
-    ("install", "command", commands, "pipenv install --deploy"),
-    ("install", "timeout", seconds, "900"),
-    ("services", "command", commands, "docker compose up --detach --wait"),
-    ("services", "timeout", seconds, "300"),
-    ("static", "command", commands, "python manage.py collectstatic --noinput"),
-    ("static", "timeout", seconds, "300"),
-    ("migrate", "shell", commands, "python manage.py shell --verbosity 0"),
-    ("migrate", "command", commands, "python manage.py migrate --noinput"),
-    ("migrate", "lock_timeout", seconds, "2"),
-    ("migrate", "reverse_on_failure", yes_or_no, "no"),
-    ("migrate", "timeout", seconds, "3600"),
-    ("restart", "candidate", commands,
-     "gunicorn --preload --name candidate --no-control-socket --bind unix:{socket} forms.wsgi:application"),
-    ("restart", "command", commands,
-     ("sudo -n systemctl restart gunicorn-standby\n"
-      "sudo -n systemctl restart gunicorn\n"
-      "sudo -n systemctl stop --no-block gunicorn-standby")),
-    ("restart", "proxy", commands, "sudo -n nginx -t\nsudo -n systemctl reload-or-restart nginx"),
-    ("restart", "timeout", seconds, "120"),
-    ("health", "url", url, "http://127.0.0.1:8000/admin/login/"),
-    ("health", "host", str, ""),
-    ("health", "headers", header_lines, "X-Forwarded-Proto: https"),
-    ("health", "expect", status, "200"),
-    ("health", "contains", str, ""),
-    ("health", "timeout", seconds, "5"),
-    ("health", "deadline", seconds, "30"),
-    ("status", "checks", named_commands,
-     ("gunicorn: systemctl is-active gunicorn\n"
-      "nginx: systemctl is-active nginx\n"
-      "postgresql: docker exec postgresql pg_isready --host 127.0.0.1\n"
-      "redis: docker exec redis redis-cli -e ping\n"
-      "database: python manage.py shell -v 0 -c "
-      "'from django.db import connection; connection.ensure_connection()'")),
-    ("status", "timeout", seconds, "20"),
-    ("check", "command", commands, "python manage.py check --deploy --fail-level WARNING"),
-    ("check", "timeout", seconds, "60"),
-    ("backup", "command", commands,
-     ("docker exec postgresql sh -c "
-      "'exec pg_dump --format=custom --compress=zstd -U \"$POSTGRES_USER\" \"$POSTGRES_DB\"'")),
-    ("backup", "verify", commands, "docker exec -i postgresql pg_restore --file=/dev/null"),
-    ("backup", "timeout", seconds, "1800"),
-    ("backup", "keep", number, "10"),
-    ("backup", "after", commands, ""),
-    ("restore", "command", commands, "sh postgresql/restore.sh {act} {database}"),
-    ("restore", "timeout", seconds, "7200"),
-    ("notify", "on", occasion, "failure"),
-    ("notify", "webhook", variable, ""),
-    ("notify", "command", commands, ""),
-    ("notify", "timeout", seconds, "5"),
-    ("notify", "journal", str, "/run/systemd/journal/socket"),
-    *((step, hook, commands, "") for step in STEP_NAMES for hook in ("before", "after")),
-)
-KINDS = {f"{section}.{key}": kind for section, key, kind, _ in OPTIONS}
-SECTIONS = {section: [key for name, key, *_ in OPTIONS if name == section] for section, *_ in OPTIONS}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -259,89 +289,361 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """`section.key` -> value for every setting; the Failure lists every mistake of the file with its line."""
+def pairs(pattern: str, meaning: str, convert: Kind[T]) -> Kind[dict[str, T]]:
+    """A kind of setting with one `name: value` a line."""
+    pair = matching(pattern, meaning, lambda line: line.partition(":"))
+
+    def parse(text: str) -> dict[str, T]:
+        found = [pair(line.strip()) for line in text.splitlines() if line.strip()]
+        return {name: convert(value.strip()) for name, _, value in found}
+
+    return parse
+
+
+def shared_paths(text: str) -> tuple[str, ...]:
+    """Paths inside the checkout, one a word."""
+    return tuple(path_below(word) for word in text.split())
+
+
+INSIDE = r"(?!/)(?!(.*/)?\.\.(/|$)).+"
+path_inside = matching(INSIDE, "a path inside the checkout", str)
+path_below = matching(rf"(?!\.?/*$){INSIDE}", "a path below the checkout", str)
+SECONDS = r"\d{0,8}[1-9]\d{0,8}(\.\d+)?|\d{1,9}\.\d*[1-9]\d*"
+duration = matching(SECONDS, "a number of seconds, as in 30 or 2.5", float)
+whole_number = matching(r"\d{1,9}", "a whole number", int)
+positive_number = matching(r"0*[1-9]\d{0,8}", "a whole number of 1 or more", int)
+
+
+def option(kind: Kind[T], default: str) -> T:
+    """A key of deploy.ini: its kind, and its default as the shipped file shows it."""
+    return field(default_factory=lambda: kind(default), metadata={"kind": kind, "default": default})
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of deploy.ini, which a subclass describes with a field a key."""
+
+
+@dataclass(frozen=True)
+class Step(Section):
+    """The section of a step: the operator's own commands before and after it."""
+
+    before: CommandLines = option(command_lines, "")
+    after: CommandLines = option(command_lines, "")
+
+
+@dataclass(frozen=True)
+class DeploySection(Section):
+    steps: tuple[str, ...] = option(step_order, " ".join(STEP_NAMES))
+    workspace: str = option(path_below, ".deploy")
+    project: str = option(path_inside, ".")
+    shared: tuple[str, ...] = option(shared_paths, ".env logs/ media/")
+    keep_releases: int = option(positive_number, "5")
+    keep_logs: int = option(positive_number, "100")
+
+
+@dataclass(frozen=True)
+class EnvSection(Step):
+    file: str = option(path_below, ".env")
+
+
+@dataclass(frozen=True)
+class PullSection(Step):
+    remote: str = option(str, "origin")
+    branch: str = option(str, "main")
+    timeout: float = option(duration, "120")
+    retries: int = option(whole_number, "2")
+
+
+@dataclass(frozen=True)
+class InstallSection(Step):
+    python: str = option(str, "")
+    command: CommandLines = option(command_lines, "pipenv install --deploy")
+    timeout: float = option(duration, "900")
+
+
+@dataclass(frozen=True)
+class ServicesSection(Step):
+    command: CommandLines = option(command_lines, "docker compose up --detach --wait")
+    timeout: float = option(duration, "300")
+
+
+@dataclass(frozen=True)
+class StaticSection(Step):
+    command: CommandLines = option(command_lines, "python manage.py collectstatic --noinput")
+    timeout: float = option(duration, "300")
+
+
+@dataclass(frozen=True)
+class MigrateSection(Step):
+    shell: CommandLines = option(command_lines, "python manage.py shell --verbosity 0")
+    command: CommandLines = option(command_lines, "python manage.py migrate --noinput")
+    lock_timeout: float = option(duration, "2")
+    reverse_on_failure: bool = option(
+        matching("yes|no", "yes or no", lambda text: text == "yes"), "no"
+    )
+    timeout: float = option(duration, "3600")
+
+
+@dataclass(frozen=True)
+class RestartSection(Step):
+    candidate: CommandLines = option(
+        command_lines,
+        "gunicorn --preload --name candidate --no-control-socket --bind unix:{socket} "
+        "forms.wsgi:application",
+    )
+    command: CommandLines = option(
+        command_lines,
+        "sudo -n systemctl restart gunicorn-standby\n"
+        "sudo -n systemctl restart gunicorn\n"
+        "sudo -n systemctl stop --no-block gunicorn-standby",
+    )
+    process: str = option(str, "gunicorn")
+    proxy: CommandLines = option(
+        command_lines, "sudo -n nginx -t\nsudo -n systemctl reload-or-restart nginx"
+    )
+    timeout: float = option(duration, "120")
+
+    def sudo(self, *options: str) -> list[tuple[str, ...]]:
+        """The commands that run with sudo, and need a right to."""
+        lines = (argv for argv in self.command + self.proxy if argv[:2] == ("sudo", "-n"))
+        return [("sudo", "-n", *options, *argv[2:]) for argv in lines]
+
+
+@dataclass(frozen=True)
+class HealthSection(Section):
+    url: str = option(
+        matching(r"(https?://[^/\s]+(/\S*)?)?", "a URL, as in http://127.0.0.1:8000/", str),
+        "http://127.0.0.1:8000/admin/login/",
+    )
+    host: str = option(str, "")
+    headers: dict[str, str] = option(
+        pairs(r"[\w-]+:.*", "a header, as in X-Forwarded-Proto: https", str),
+        "X-Forwarded-Proto: https",
+    )
+    expect: int = option(matching(r"[1-5]\d\d", "an HTTP status, as in 200", int), "200")
+    contains: str = option(str, "")
+    timeout: float = option(duration, "5")
+    deadline: float = option(duration, "30")
+
+
+@dataclass(frozen=True)
+class StatusSection(Section):
+    checks: dict[str, CommandLines] = option(
+        pairs(
+            r"[\w-]+:\s*\S.*",
+            "a name and its command, as in nginx: systemctl is-active nginx",
+            command_lines,
+        ),
+        "gunicorn: systemctl is-active gunicorn\n"
+        "nginx: systemctl is-active nginx\n"
+        "postgresql: docker exec postgresql pg_isready --host 127.0.0.1\n"
+        "redis: docker exec redis redis-cli -e ping\n"
+        "database: python manage.py shell -v 0 -c "
+        "'from django.db import connection; connection.ensure_connection()'",
+    )
+    timeout: float = option(duration, "20")
+
+
+@dataclass(frozen=True)
+class CheckSection(Section):
+    command: CommandLines = option(
+        command_lines, "python manage.py check --deploy --fail-level WARNING"
+    )
+    timeout: float = option(duration, "60")
+
+
+@dataclass(frozen=True)
+class BackupSection(Section):
+    command: CommandLines = option(
+        command_lines,
+        "docker exec postgresql sh -c "
+        '\'exec pg_dump --format=custom --compress=zstd -U "$POSTGRES_USER" "$POSTGRES_DB"\'',
+    )
+    verify: CommandLines = option(
+        command_lines, "docker exec -i postgresql pg_restore --file=/dev/null"
+    )
+    timeout: float = option(duration, "1800")
+    keep: int = option(positive_number, "10")
+    after: CommandLines = option(command_lines, "")
+
+
+@dataclass(frozen=True)
+class RestoreSection(Section):
+    command: CommandLines = option(command_lines, "sh postgresql/restore.sh {act} {database}")
+    timeout: float = option(duration, "7200")
+
+
+@dataclass(frozen=True)
+class NotifySection(Section):
+    on: str = option(
+        matching("failure|recovery|always", "one of failure, recovery and always", str), "failure"
+    )
+    webhook: str = option(
+        matching(r"([A-Za-z_]\w*)?", "the name of a variable in .env, which holds the URL", str),
+        "",
+    )
+    command: CommandLines = option(command_lines, "")
+    timeout: float = option(duration, "5")
+    journal: str = option(str, "/run/systemd/journal/socket")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What deploy.ini says, a field a section."""
+
+    deploy: DeploySection = field(default_factory=DeploySection)
+    env: EnvSection = field(default_factory=EnvSection)
+    pull: PullSection = field(default_factory=PullSection)
+    install: InstallSection = field(default_factory=InstallSection)
+    services: ServicesSection = field(default_factory=ServicesSection)
+    static: StaticSection = field(default_factory=StaticSection)
+    migrate: MigrateSection = field(default_factory=MigrateSection)
+    restart: RestartSection = field(default_factory=RestartSection)
+    health: HealthSection = field(default_factory=HealthSection)
+    status: StatusSection = field(default_factory=StatusSection)
+    check: CheckSection = field(default_factory=CheckSection)
+    backup: BackupSection = field(default_factory=BackupSection)
+    restore: RestoreSection = field(default_factory=RestoreSection)
+    notify: NotifySection = field(default_factory=NotifySection)
+
+    def step_commands(self) -> list[tuple[str, ...]]:
+        """The commands of all steps."""
+        steps = (self.install, self.services, self.static, self.migrate, self.restart)
+        return [argv for step in steps for argv in step.command]
+
+
+SECTIONS: dict[str, Any] = {each.name: each.default_factory for each in fields(Settings)}
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings of a file; the Failure lists every mistake of the file with its line."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise Failure(f"{path} cannot be read: {reason}", "name the settings file with -c", MISTAKE) from None
-    settings = {f"{section}.{key}": kind(default) for section, key, kind, default in OPTIONS}
-    given: dict[str, tuple[int, list[str]]] = {}
+        raise Failure(
+            f"{path} cannot be read: {reason}", "name the settings file with -c", MISTAKE
+        ) from None
     mistakes: list[tuple[int, str]] = []
-    section, value = "", None  # the value that an indented line continues
-    # not configparser, which keeps no line numbers and stops at the first mistake
-    for at, line in enumerate(lines, start=1):
-        if not line.strip() or line.lstrip()[0] in "#;":
-            continue
-        if line[0].isspace() and value is not None:
-            value.append(line.strip())
-        elif header := re.fullmatch(r"\[([^]]*)\]\s*", line):
-            section, value = header[1], None
-            if section not in SECTIONS:
-                mistakes.append((at, f"[{section}] is not a section{nearest(section, SECTIONS)}"))
-        elif entry := re.fullmatch(r"([^\s=:]+)\s*[=:]\s*(.*)", line):
-            name, value = f"{section}.{entry[1].lower()}", [entry[2]]
-            if name in given:
-                mistakes.append((at, f"[{section}] {entry[1]} is set twice"))
-            elif name in KINDS:
-                given[name] = at, value
-            elif section in SECTIONS or not section:
-                close = nearest(entry[1], SECTIONS.get(section, ()))
-                mistakes.append((at, f"[{section}] {entry[1]} is not a key{close}"))
-        else:
-            mistakes.append((at, "neither a [section] nor a key = value"))
-    for name, (at, parts) in given.items():
+    chosen: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for at, section, key, text in parse_ini(lines, mistakes):
+        kinds = {each.name: each.metadata["kind"] for each in fields(SECTIONS[section])}
         try:
-            settings[name] = KINDS[name]("\n".join(parts).strip())
+            if key not in kinds:
+                raise ValueError(f"is not a key{nearest(key, kinds)}")
+            if key in chosen[section]:
+                raise ValueError("is set twice")
+            chosen[section][key] = None  # it is there, even if what it says is a mistake
+            chosen[section][key] = kinds[key](text)
         except ValueError as error:
-            mistakes.append((at, f"[{name.replace('.', '] ')} {error}"))
+            mistakes.append((at, f"[{section}] {key} {error}"))
     if mistakes:
         raise mistaken(path, mistakes)
-    return settings
+    return Settings(**{section: SECTIONS[section](**chosen[section]) for section in SECTIONS})
+
+
+def parse_ini(
+    lines: Sequence[str], mistakes: list[tuple[int, str]]
+) -> Iterator[tuple[int, str, str, str]]:
+    """The line, section, key and text of each setting, one that is set twice two times."""
+    at = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal at
+        for line in lines:
+            at += 1
+            yield f"{line}\n"
+
+    parser = configparser.ConfigParser(interpolation=None, strict=False, default_section="")
+    setattr(parser, "optionxform", lambda key: f"{at} {key.lower()}")  # noqa: B010 - as documented
+    try:
+        parser.read_file(counted())
+    except configparser.MissingSectionHeaderError as error:
+        mistakes.append((error.lineno, "stands before the first [section]"))
+    except configparser.ParsingError as error:
+        mistakes += [(line, "neither a [section] nor a key = value") for line, _ in error.errors]
+    for name in parser.sections():
+        if name in SECTIONS:
+            for key, text in parser.items(name):
+                line, _, key = key.partition(" ")
+                yield int(line), name, key, text.strip()
+        else:
+            header = next(each for each in lines if each.strip().startswith(f"[{name}]"))
+            mistakes.append(
+                (lines.index(header) + 1, f"[{name}] is not a section{nearest(name, SECTIONS)}")
+            )
 
 
 def mistaken(path: Path, mistakes: Iterable[tuple[int, str]]) -> Failure:
     """All mistakes of a file, each with its line, as one Failure."""
     details = [f"{path}, line {at}: {what}" for at, what in sorted(mistakes)]
-    return Failure(f"{path} has {plural(len(details), 'mistake')}", "mend the lines named above", MISTAKE, details)
+    return Failure(
+        f"{path} has {plural(len(details), 'mistake')}",
+        "mend the lines named above",
+        MISTAKE,
+        details,
+    )
 
 
-# ------------------------------------------------------------------------------------------------------ .env
+def plural(number: int, noun: str) -> str:
+    """`1 mistake`, `2 mistakes`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
-NONCHARACTERS = "".join(chr(plane + last) for plane in range(0, 0x110000, 0x10000) for last in (0xFFFE, 0xFFFF))
-# What systemd and Compose read differently, or nobody could mean, with the way to write it; in the order of asking.
+
+# ------------------------------------------------------------------------------------------- .env
+
+NONCHARACTERS = "".join(
+    chr(plane + last) for plane in range(0, 0x110000, 0x10000) for last in (0xFFFE, 0xFFFF)
+)
+# What systemd and Compose read differently, or nobody could mean, with the way to write it.
 REFUSED_LINES = (
     (r"\ufeff.*", "begins with a byte order mark: save the file as UTF-8 without one"),
     (r".*\r", "ends as Windows ends lines: sed -i 's/\\r$//' on the file mends all of them"),
     (r"#.*\\", "a comment that ends with \\ hides the next line from systemd: remove the \\"),
-    (r"(?!#|[A-Za-z_]\w*=| *$).*", "is not NAME=value: no space before the name or around =, no export, no colon"),
-    (rf".*[\x00-\x1f\x7f\ufdd0-\ufdef{NONCHARACTERS}].*", "holds a control character: a value is one line of text"),
+    (
+        r"(?!#|[A-Za-z_]\w*=| *$).*",
+        "is not NAME=value: no space before the name or around =, no export, no colon",
+    ),
+    (
+        rf".*[\x00-\x1f\x7f\ufdd0-\ufdef{NONCHARACTERS}].*",
+        "holds a control character: a value is one line of text",
+    ),
 )
 REFUSED_VALUES = (
-    (r"'(?![^']*'$).*|\"(?![^\"]*\"$).*", "must end with the quote that it begins with, and hold no other {quote}"),
+    (
+        r"'(?![^']*'$).*|\"(?![^\"]*\"$).*",
+        "must end with the quote that it begins with, and hold no other {quote}",
+    ),
     (r"(?!').*[$\\].*", "holds $ or \\, which its readers read differently: write {name}='…'"),
     (r".*\\'?", "ends with \\, which its readers read differently: no way of writing it is safe"),
-    (r"(?!['\"]).*['\"].*|#.*|(?!['\"]).*\s#.*",
-     "holds a quote or a #: write {name}='…', or {name}=\"…\" when it holds a '"),
+    (
+        r"(?!['\"]).*['\"].*|#.*|(?!['\"]).*\s#.*",
+        "holds a quote or a #: write {name}='…', or {name}=\"…\" when it holds a '",
+    ),
     (r"\s.*|.*\s", "begins or ends with a space: remove it, or write {name}='…'"),
 )
-SECRET_NAMES = re.compile(r"SECRET|PASS|PWD|TOKEN|KEY|CREDENTIAL|PRIVATE|SALT|DSN|HOOK|AUTH", re.IGNORECASE)
-NOT_SECRET = {"true", "false", "yes", "no", "on", "off", "none", "0", "1"}
 
 
 def read_env(path: Path) -> dict[str, str]:
-    """The variables of a `.env`; the Failure names every line that systemd and Compose would not read alike."""
+    """The variables of a `.env`; the Failure names each line that is not read alike by all."""
     try:
         mode, text = path.stat().st_mode, path.read_bytes().decode("utf-8")
     except OSError as error:
-        raise Failure(f"{path} cannot be read: {error.strerror}", "write it, one NAME=value a line, and chmod 600 it",
-                      MISTAKE) from None
+        raise Failure(
+            f"{path} cannot be read: {error.strerror}",
+            "write it, one NAME=value a line, and chmod 600 it",
+            MISTAKE,
+        ) from None
     except UnicodeDecodeError as error:
         at = error.object.count(b"\n", 0, error.start) + 1
         raise Failure(f"{path}, line {at}: not UTF-8", "save the file as UTF-8", MISTAKE) from None
     if mode & 0o007:
-        raise Failure(f"{path} holds secrets, and everyone on this machine may read it", f"chmod 600 {path}", MISTAKE)
+        raise Failure(
+            f"{path} holds secrets, and everyone on this machine may read it",
+            f"chmod 600 {path}",
+            MISTAKE,
+        )
     values: dict[str, str] = {}
     mistakes = []
     for at, line in enumerate(text.split("\n"), start=1):
@@ -355,7 +657,7 @@ def read_env(path: Path) -> dict[str, str]:
 
 
 def read_assignment(line: str, values: dict[str, str]) -> None:
-    """Add the variable of one line of `.env` to `values`; ValueError says how to write it, never its value."""
+    """Add the variable of a line of `.env` to the values; ValueError says how to write it."""
     for pattern, advice in REFUSED_LINES:
         if re.fullmatch(pattern, line, re.ASCII | re.DOTALL):
             raise ValueError(advice)
@@ -370,36 +672,127 @@ def read_assignment(line: str, values: dict[str, str]) -> None:
             raise ValueError(f"{name} {advice.format(name=name, quote=raw[0])}")
 
 
+SECRET_NAMES = re.compile(
+    r"SECRET|PASS|PWD|TOKEN|KEY|CREDENTIAL|PRIVATE|SALT|DSN|HOOK|AUTH", re.IGNORECASE
+)
+RANDOM_LOOK = re.compile(r"(?=.*\d)(?=.*[A-Za-z])(?!/|.*://).{16,}")
+NOT_SECRET = {"", "true", "false", "yes", "no", "on", "off", "none", "0", "1"}
+
+
 def secrets_in(variables: Mapping[str, str]) -> set[str]:
-    """What must never be shown: values of variables named like a secret, of random look, and passwords in URLs."""
+    """What must never be shown: values that are named or look like secrets, and those in URLs."""
     found = set()
     for name, value in variables.items():
-        random_look = re.fullmatch(r"(?=.*\d)(?=.*[A-Za-z])(?!/|.*://).{16,}", value)
-        if (SECRET_NAMES.search(name) or random_look) and value.lower() not in NOT_SECRET:
-            found.add(value)
-        found.update(re.findall(r"://[^/\s:@]*:([^/\s@]+)@", value))
-    return found - {""}
+        if SECRET_NAMES.search(name) or RANDOM_LOOK.fullmatch(value):
+            found |= {value, re.sub(r"^\w+://[^/]*/?", "", value)}  # the path of a webhook
+        found |= secrets_in_url(value)
+    return {each for each in found if each.lower() not in NOT_SECRET}
 
 
-# -------------------------------------------------------------------------------------------- output and log
+def secrets_in_url(text: str) -> set[str]:
+    """The password of a URL (up to the last @), a user that is a token, and values of its query."""
+    # up to the last @; where several URLs are joined without a space, of each of them, too
+    joined = (r"://(\S*)@", r"://((?:(?!://)\S)*)@")
+    logins = [each.partition(":") for one in joined for each in re.findall(one, text)]
+    found = {password or (user if len(user) > 11 else "") for user, _, password in logins}
+    found |= {user for user, _, _ in logins if RANDOM_LOOK.fullmatch(user)}
+    if "://" in text:
+        found |= set(re.findall(r"[?&][^=&\s]+=([^&#\s]{6,})", text))
+    return (found | {unquote(each) for each in found}) - {""}
 
-def plural(count: int, noun: str) -> str:
-    """`1 mistake`, `2 mistakes`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+CONTROL = re.compile(r"\x1b\[[\d;?]*[A-Za-z]|[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # moves a cursor
 
 
-def clock(form: str = "%Y-%m-%d %H:%M:%S UTC") -> str:
+class Redactor:
+    """Replaces secrets in all that is said, also as Python, JSON, a URL or a shell quotes them."""
+
+    def __init__(self) -> None:
+        self.secrets: set[str] = set()
+        self.pattern = re.compile(rb"(?!)")
+        self.longest = 0  # bytes of the longest secret, in its longest form
+
+    def hide(self, secrets: Iterable[str]) -> None:
+        """Replace these from now on, too."""
+        self.secrets |= set(secrets) - {""}
+        forms = {form for secret in self.secrets for form in quoted_forms(secret)}
+        forms |= {CONTROL.sub(" ", form) for form in forms}
+        alone = rb"(?<!\w)%s(?!\w)"  # a short one could be a part of any word
+        patterns = [
+            (b"%s" if len(form) > 8 else alone) % re.escape(form.encode("utf-8", "replace"))
+            for form in sorted(forms, key=len, reverse=True)
+        ]
+        self.pattern = re.compile(b"|".join(patterns) or rb"(?!)")
+        self.longest = max((len(form.encode("utf-8", "replace")) for form in forms), default=0)
+
+    def mask(self, text: str) -> str:
+        """The text without its secrets."""
+        return self.pattern.sub(b"***", text.encode("utf-8", "replace")).decode()
+
+
+def quoted_forms(secret: str) -> set[str]:
+    """A text as programs write it in their messages."""
+    return {
+        secret,
+        repr(secret)[1:-1],
+        ascii(secret)[1:-1],
+        repr(secret.encode("utf-8", "replace"))[2:-1],
+        shlex.quote(" " + secret)[2:-1],
+        json.dumps(secret)[1:-1],
+        json.dumps(secret, ensure_ascii=False)[1:-1],
+        quote(secret, errors="replace"),
+        quote(secret, safe="", errors="replace"),
+        quote_plus(secret, errors="replace"),
+    }
+
+
+redactor = Redactor()
+
+
+# -------------------------------------------------------------------------------------------- log
+
+log = logging.getLogger("deploy")  # DEBUG: the log file alone; INFO: a command's line, in passing
+NOTICE = logging.INFO + 5  # what the tool itself says
+MARKS = {logging.WARNING: "warning: ", logging.ERROR: "FAILED: "}
+WIDTH = 4000  # characters of one line on stdout; ssh-action stops reading at 65,536
+COLOURS = {"✓": 32, "✗": 31, "FAILED:": 31, "warning:": 33}
+STAMP, MOMENT = "%Y%m%dT%H%M%SZ", "%Y-%m-%d %H:%M:%S UTC"
+
+
+def say(text: str, step: str = "") -> None:
+    """Say something to the user, in the name of the step that runs or of another."""
+    log.log(NOTICE, text, extra={"step": step} if step else None)
+
+
+def clock(form: str = MOMENT) -> str:
     """The time now, in UTC."""
     return time.strftime(form, time.gmtime())
+
+
+def clean(text: str) -> str:
+    """The text as one line that moves no cursor, without its secrets."""
+    return redactor.mask(CONTROL.sub(" ", text))
 
 
 def fit(text: str, width: int) -> str:
     """The text cut to so many columns of a terminal."""
     from unicodedata import east_asian_width
 
-    ends = accumulate(2 if east_asian_width(letter) in "WF" else 1 for letter in text[:width + 1])
+    ends = accumulate(2 if east_asian_width(letter) in "WF" else 1 for letter in text[: width + 1])
     kept = sum(end <= width for end in ends)
-    return text if kept == len(text) else text[:kept - 1] + "…"
+    return text if kept == len(text) else text[: max(kept - 1, 0)] + "…"
+
+
+class OneLine(logging.Formatter):
+    """A record as a line that begins with its step, and its traceback; both without secrets."""
+
+    converter = staticmethod(time.gmtime)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line, and the lines of its traceback if it has one."""
+        text = MARKS.get(record.levelno, "") + CONTROL.sub(" ", record.getMessage())
+        changed = {"msg": text, "args": (), "step": vars(record).get("step") or console.label}
+        return redactor.mask(super().format(logging.makeLogRecord({**vars(record), **changed})))
 
 
 class StepLine:
@@ -415,89 +808,71 @@ class StepLine:
         passed, said = time.monotonic() - self.began, "; ".join(self.notes)
         if not mark:
             done = min(int(10 * passed / self.usual), 10) if self.usual else 0
-            bar = f"{'━' * done}{'╌' * (10 - done)} usually {self.usual:.1f} s  " if self.usual else ""
-            said = bar + (self.doing or said)
-        return fit(f"{mark or ' '} {self.name:<8} {passed:6.1f} s  {said}", shutil.get_terminal_size().columns - 1)
+            progress = f"{'━' * done}{'╌' * (10 - done)} usually {self.usual:.1f} s  "
+            said = (progress if self.usual else "") + (self.doing or said)
+        columns = shutil.get_terminal_size().columns - 1
+        return fit(f"{mark or ' '} {self.name:<8} {passed:6.1f} s  {said}", columns)
 
 
-class Output:
-    """What a run says: each line goes to the log first, then to stdout, with the secrets replaced."""
+class Console(logging.Handler):
+    """Shows records on stdout: line by line in a pipe, a step as one line on a terminal."""
 
     def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.lock = self.turn = threading.RLock()  # logging's own, for the line that is redrawn
+        self.setFormatter(OneLine("%(step)-8s %(message)s"))
         self.label = "deploy"  # the step that speaks
-        self.terminal = (isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.isatty()
-                         and os.environ.get("TERM", "dumb") != "dumb"
-                         and sys.stdout.encoding.lower() == "utf-8")  # else all is said as in a pipe
+        self.hidden = False  # nothing is shown as long as there may be nothing to do
         self.line: StepLine | None = None  # of the step that runs, on a terminal
-        self.secrets = re.compile(rb"(?!)")
-        self.longest = 0  # bytes of the longest secret, in its longest form
-        self.log: IO[str] | None = None
-        self.quiet = False  # nothing is shown as long as there may be nothing to do
         self.last = time.monotonic()  # when a line was shown
-        self.turn = threading.Lock()
 
-    def hide(self, secrets: Iterable[str]) -> None:
-        """Replace the secrets in all that is said from now on, also as Python, JSON, a URL or a shell quotes them."""
-        forms = {form for secret in secrets
-                 for form in (secret, repr(secret)[1:-1], ascii(secret)[1:-1], repr(secret.encode())[2:-1],
-                              shlex.quote(" " + secret)[2:-1], json.dumps(secret)[1:-1],
-                              json.dumps(secret, ensure_ascii=False)[1:-1],
-                              quote(secret), quote(secret, safe=""), quote_plus(secret))}
-        alone = rb"(?<!\w)%s(?!\w)"  # a short one could be a part of any word
-        patterns = [(b"%s" if len(form) > 8 else alone) % re.escape(form.encode("utf-8", "replace"))
-                    for form in sorted(forms, key=len, reverse=True)]
-        self.secrets = re.compile(b"|".join(patterns) or rb"(?!)")
-        self.longest = max((12 * len(secret) for secret in secrets), default=0)
+    @functools.cached_property
+    def terminal(self) -> bool:
+        """Whether stdout is a terminal that can redraw a line; else all is said as in a pipe."""
+        stream = sys.stdout
+        known = isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() == "utf-8"
+        return known and stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
-    def mask(self, text: str) -> str:
-        """The text without its secrets."""
-        return self.secrets.sub(b"***", text.encode("utf-8", "replace")).decode()
-
-    def say(self, text: str, label: str = "", shown: bool = True, passing: bool = False) -> None:
-        """Write one line to the log, and to stdout if it is `shown`; on a terminal, a `passing` one passes by."""
-        text = self.mask(text)
-        line = f"{label or self.label:<8} {text}"
-        with self.turn:
-            if self.log:
-                with contextlib.suppress(OSError):  # a full disk must not end what could go on
-                    self.log.write(f"{clock()} {line}\n")
-            if not self.line and (not shown or self.quiet):
-                return
-            self.last = time.monotonic()
-            if self.line and (passing or not shown):
-                self.line.doing = text
-            elif self.line:
-                self.line.notes.insert(0, text)
-            else:
-                more = f" … ({len(line) - WIDTH} more characters in the log)" if len(line) > WIDTH else ""
-                self.show(line[:WIDTH] + more)
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a record, or make it a part of the step's line."""
+        line = self.format(record)
+        self.last = time.monotonic()
+        if self.line and record.levelno < NOTICE:
+            self.line.doing = line[9:]
+        elif self.line:
+            self.line.notes.insert(0, line[9:])
+        elif not self.hidden:
+            more = f" … ({len(line) - WIDTH} more characters in the log)"
+            self.show(line[:WIDTH] + (more if len(line) > WIDTH else ""))
 
     def show(self, text: str, end: str = "\n") -> None:
-        """Write to stdout, on a terminal in place of the line there; a reader who hung up is no error."""
+        """Write to stdout, on a terminal in place of the line there; nobody there is no error."""
         if self.terminal:
-            text = CONTROL.sub(" ", text)
             if not os.environ.get("NO_COLOR"):
                 for word, colour in COLOURS.items():
                     text = text.replace(word, f"\x1b[{colour}m{word}\x1b[0m", 1)
             text = f"\r\x1b[K{text}"
         try:
             print(text, end=end, flush=True)
-        except OSError:  # EPIPE, EIO: from now on into nothing, or the interpreter fails to flush at its end
+        except OSError:  # from now on into nothing, or the interpreter fails to flush at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        except (ValueError, AttributeError):  # stdout was closed before the start
+            self.hidden = True
 
     @contextlib.contextmanager
     def step(self, name: str, usual: float) -> Iterator[None]:
-        """What is said inside is this step's; on a terminal, all of it is one line, redrawn in place until the end."""
+        """What is said inside is this step's; on a terminal all of it is one line, redrawn."""
         self.label, ended, mark = name, threading.Event(), "✗"
-        self.line = line = StepLine(name, usual) if self.terminal else None
+        self.line = line = StepLine(name, usual) if self.terminal and not self.hidden else None
 
-        def redraw() -> None:
-            while line and not ended.wait(0.1):
+        def redraw(drawn: StepLine) -> None:
+            while not ended.wait(0.1):
                 with self.turn:
                     if self.line:
-                        self.show(line.text(), end="")
+                        self.show(drawn.text(), end="")
 
-        threading.Thread(target=redraw, daemon=True).start()
+        if line:
+            threading.Thread(target=redraw, args=(line,), daemon=True).start()
         try:
             yield
             mark = "✓"
@@ -508,194 +883,289 @@ class Output:
                 if line:
                     self.show(line.text(mark))
 
-    def open_log(self, path: Path) -> None:
-        """There is something to do: show all from now on, and log it to `path` (mode 0600)."""
-        self.quiet = False
-        if not self.log:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            self.log = open(descriptor, "w", encoding="utf-8", errors="replace", buffering=1)  # noqa: SIM115
+
+console = Console()
 
 
-# ------------------------------------------------------------------------------------------ running commands
+def start_logging(log_file: Path | None = None) -> None:
+    """Show what is said, or write it to a file, too; a log that cannot be written ends nothing."""
+    handler: logging.Handler = console
+    if log_file:
+        log_file.touch(0o600)
+        handler = logging.FileHandler(log_file, encoding="utf-8", errors="replace")
+        handler.setFormatter(OneLine("%(asctime)s %(step)-8s %(message)s", MOMENT))
+    logging.raiseExceptions = log.propagate = False
+    log.setLevel(logging.DEBUG)
+    log.addHandler(handler)
 
+
+def as_failure(error: BaseException) -> Failure:
+    """Any error as the Failure that the user reads; a traceback nobody foresaw goes to the log."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, Interrupted):
+        number = int(error.args[0])
+        return Failure(
+            f"ended by {signal.Signals(number).name}",
+            "deploy again when you are ready",
+            128 + number,
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return Failure("the disk is full", "make room (df -h shows where), then deploy again")
+    log.debug("nobody foresaw this:", exc_info=error)
+    return Failure(f"{type(error).__name__}: {error}", "see the log: python3 deploy.py logs")
+
+
+# ------------------------------------------------------------------------------- running commands
+
+HEARTBEAT = 15.0  # seconds without a line of output before one says that the step still runs
+GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+TAIL = 20  # lines of a failed command's output that are shown again
+PIECE = 1 << 20  # bytes: a line that is longer is read in pieces
 INSTALLED_BY = {
-    "git": "sudo apt-get install git", "pipenv": "sudo apt-get install pipenv", "sudo": "apt-get install sudo",
-    "docker": "sudo apt-get install docker.io docker-compose-v2", "systemctl": "this server must run systemd",
+    "git": "sudo apt-get install git",
+    "pipenv": "sudo apt-get install pipenv",
+    "sudo": "apt-get install sudo",
+    "docker": "sudo apt-get install docker.io docker-compose-v2",
+    "systemctl": "this server must run systemd",
     "gunicorn": "add gunicorn to the Pipfile, and lock it again",
 }
+Sink = Callable[[str], None]  # takes a line of output
 
 
 class Child:
-    """A running command in a process group of its own, whose output goes line by line to `sinks`."""
+    """A running command in a process group of its own, whose output goes line by line to sinks."""
 
     def __init__(
-        self, argv: Sequence[str], folder: Path, environment: Mapping[str, str], output: Output,
-        sinks: Sequence[Callable[[str], None]], stdout: int | None = None, inherited: Sequence[int] = (),
+        self,
+        argv: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str],
+        sinks: Sequence[Sink],
+        inherited: Sequence[int] = (),
         stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
     ) -> None:
-        self.output = output
         program = shutil.which(argv[0], path=environment.get("PATH")) or argv[0]
         if "/" not in program:
-            raise Failure(f"{program} is not installed, or not in PATH", INSTALLED_BY.get(program, "install it"))
-        apart = stdout is not None or len(sinks) > 1
+            remedy = INSTALLED_BY.get(program, "install it")
+            raise Failure(f"{program} is not installed, or not in PATH", remedy)
+        apart = stdout != subprocess.PIPE or len(sinks) > 1
         try:
             self.process = subprocess.Popen(
-                argv, cwd=folder, env=environment, stdin=stdin, start_new_session=True,
-                stdout=subprocess.PIPE if stdout is None else stdout,
-                stderr=subprocess.PIPE if apart else subprocess.STDOUT, pass_fds=inherited)
-        except OSError as error:
-            raise Failure(f"`{shlex.join(argv)}` cannot be started in {folder}: {error.strerror}",
-                          "mend the command in the settings file") from None
+                argv,
+                cwd=folder,
+                env=environment,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=subprocess.PIPE if apart else subprocess.STDOUT,
+                pass_fds=inherited,
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:  # ValueError: an argument with a NUL in it
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise Failure(
+                f"`{shlex.join(argv)}` cannot be started in {folder}: {reason}",
+                "mend the command in the settings file",
+            ) from None
+        self.heard = time.monotonic()  # when it last wrote a line
         streams = [each for each in (self.process.stdout, self.process.stderr) if each]
-        self.readers = [threading.Thread(target=self.read, args=pair, daemon=True) for pair in zip(streams, sinks)]
+        self.readers = [
+            threading.Thread(target=self.read, args=pair, daemon=True)
+            for pair in zip(streams, sinks, strict=True)
+        ]
         for reader in self.readers:
             reader.start()
 
-    def read(self, stream: IO[bytes], sink: Callable[[str], None]) -> None:
-        """Hand over line after line; a very long one in pieces, none of which ends inside a secret."""
+    def read(self, stream: IO[bytes], sink: Sink) -> None:
+        """Hand over line after line; a very long one in pieces, none of which ends in a secret."""
         held = b""
         while chunk := stream.readline(PIECE):
+            self.heard = math.inf  # until this line is handed over
             held, cut = held + chunk, len(held + chunk)
             if not chunk.endswith(b"\n"):
                 if cut < PIECE:
                     continue
-                held = self.output.secrets.sub(b"***", held)
-                cut = len(held) - self.output.longest
+                held = redactor.pattern.sub(b"***", held)
+                cut = len(held) - redactor.longest
             sink(held[:cut].decode("utf-8", "replace").rstrip("\r\n"))
-            held = held[cut:]
+            held, self.heard = held[cut:], time.monotonic()
         if held:
             sink(held.decode("utf-8", "replace"))
         stream.close()
 
     def ended(self, seconds: float) -> bool:
-        """Wait up to `seconds` for its end; a grandchild that keeps its output open is not waited for."""
+        """Wait up to so long for its end; not for a grandchild that keeps its output open."""
         until = time.monotonic() + seconds
         for reader in self.readers:
             reader.join(max(until - time.monotonic(), 0))
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(max(until - time.monotonic(), 0.01))
-            for reader in self.readers:
-                reader.join(1)  # what the command itself wrote is read by then
+            self.heard, most = max(self.heard, time.monotonic()), time.monotonic() + GRACE
+            while any(reader.is_alive() for reader in self.readers):  # it has left lines to read
+                if time.monotonic() > min(self.heard + 1, most):
+                    break  # a grandchild talks on
+                self.readers[-1].join(0.01)
         return self.process.returncode is not None
 
     def end(self) -> None:
-        """End the whole process group: SIGTERM, and SIGKILL for what is left of it after the grace."""
-        until, group = time.monotonic() + GRACE, self.process.pid
+        """End the whole process group: SIGTERM, and SIGKILL for what is left after the grace."""
+
+        def gone() -> bool:
+            self.process.poll()
+            os.killpg(group, 0)
+            return False
+
+        group = self.process.pid
         # nobody of ours is left to get the signal, or to wait for
-        with contextlib.suppress(ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
+        ours = (ProcessLookupError, PermissionError, subprocess.TimeoutExpired)
+        with contextlib.suppress(*ours), shielded():
             os.killpg(group, signal.SIGTERM)
-            while time.monotonic() < until:
-                self.process.poll()
-                os.killpg(group, 0)
-                time.sleep(0.02)
+            wait_until(gone, GRACE)
             os.killpg(group, signal.SIGKILL)
             self.process.wait(GRACE)
 
 
-class Runner:
-    """Runs commands one after the other: one place for logging, time limits, and the lock that they inherit."""
+class Commands:
+    """Runs commands one after the other, with their output in the log and their time limited."""
 
-    def __init__(self, output: Output) -> None:
-        self.output = output
-        self.inherited: tuple[int, ...] = ()  # the lock: a command that outlives a killed deployer still holds it
+    def __init__(self, lock: Lock) -> None:
+        self.lock = lock  # they hold it, too: one that outlives a killed deployer keeps others away
 
     def run(
-        self, argv: Sequence[str], folder: Path, environment: Mapping[str, str], timeout: float,
-        quiet: bool = False, stdout: int | None = None, stdin: int = subprocess.DEVNULL,
+        self,
+        argv: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str],
+        timeout: float,
+        quiet: bool = False,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
     ) -> str:
-        """Run a command to its end, or CommandFailed; what a `quiet` one wrote to stdout."""
+        """Run a command to its end, or CommandFailed; what a quiet one wrote to stdout."""
+        Signals.check()
         lines: list[str] = []
         tail: deque[str] = deque(maxlen=TAIL)
+        level = logging.DEBUG if quiet else logging.INFO
 
         def show(line: str) -> None:
-            tail.append(self.output.mask(line))
-            self.output.say(f"| {line}", shown=not quiet, passing=True)
+            tail.append(redactor.mask(line))
+            log.log(level, f"| {line}")
 
         def keep(line: str) -> None:
             lines.append(line)
             show(line)
 
-        self.output.say(f"$ {shlex.join(argv)}", shown=not quiet, passing=True)
-        sinks = [keep, show] if quiet else [show]
-        child = Child(argv, folder, environment, self.output, sinks, stdout, self.inherited, stdin)
-        started = time.monotonic()
-        try:
-            while not child.ended(0.2):
-                passed = time.monotonic() - started
-                if passed > timeout:
-                    child.end()  # its last words are among the last lines
-                    raise CommandFailed(argv, folder, f"was ended after its time limit of {timeout:g} s", tail)
-                if time.monotonic() - self.output.last > HEARTBEAT:
-                    self.output.say(f"still running after {passed:.0f} s: {argv[0]}", passing=True)
-        except BaseException:
-            child.end()
-            raise
-        if status := child.process.returncode:
-            ended = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
-            raise CommandFailed(argv, folder, ended, tail)
+        log.log(level, f"$ {shlex.join(argv)}")
+        sinks = [keep, show] if quiet and stdout == subprocess.PIPE else [show]
+        child = Child(argv, folder, environment, sinks, self.lock.inherited, stdin, stdout)
+        if ended := self.await_end(child, argv[0], timeout):
+            raise CommandFailed(argv, folder, ended, tuple(tail))
         return "\n".join(lines)
 
+    @staticmethod
+    def await_end(child: Child, name: str, timeout: float) -> str:
+        """How a command ended, when that was not well; it does not outlive this call."""
+        began = time.monotonic()
+        try:
+            while not child.ended(0.1):
+                Signals.check()
+                passed = time.monotonic() - began
+                if passed > timeout:
+                    return f"was ended after its time limit of {timeout:g} s"
+                if time.monotonic() - console.last > HEARTBEAT:
+                    log.info(f"still running after {passed:.0f} s: {name}")
+        finally:
+            if child.process.returncode is None:
+                child.end()
+                child.ended(1)  # its last words are among the last lines
+        status = child.process.returncode or 0
+        ended = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
+        return ended if status else ""
 
-# ------------------------------------------------------------------------------------------------------ lock
 
-# What a cut-off run leaves to put right: the revision of a fast-forward, the database beside the live one, whether
-# that takes no writes, the release whose migrations are being reversed.
-UNFINISHED = ("target", "database", "frozen", "reversing")
+def servers(folder: Path, program: str) -> dict[int, Path]:
+    """Process number -> working folder of the processes of a program at work below a folder."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):  # none where there is no /proc
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            place = os.readlink(process / "cwd").removesuffix(" (deleted)")
+            title = (process / "cmdline").read_text("utf-8", "replace").replace("\0", " ")
+            programs = {os.path.basename(word).rstrip(":") for word in title.split()}
+            if Path(place).is_relative_to(folder) and (not program or program in programs):
+                found[int(process.name)] = Path(place)
+    return found
+
+
+def holders(file: Path) -> Iterator[int]:
+    """The numbers of the processes that have a file open."""
+    for process in Path("/proc").glob("[0-9]*"):  # none where there is no /proc
+        with contextlib.suppress(OSError):
+            if process.name != str(os.getpid()) and any(
+                os.readlink(each) == str(file) for each in (process / "fd").iterdir()
+            ):
+                yield int(process.name)
+
+
+# ------------------------------------------------------------------------------- lock and journal
 
 
 class Lock:
-    """A flock, free as soon as its holder and the holder's commands are gone; its text (JSON) says who holds it."""
+    """A flock on the checkout's .git: nobody removes that, and it is free once all have gone."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.descriptor = path, -1
-        self.text: dict[str, Any] = {}
+        self.path, self.handed_over, self.started = path, -1, ""
+        self.inherited: tuple[int, ...] = ()  # what commands inherit, so that they hold it, too
+        self.resume(os.environ.pop("DEPLOY_RESUME", ""))
 
-    def take(self, wait: float, output: Output) -> dict[str, Any]:
-        """Take the lock within `wait` seconds, or Failure; the text that a run which was cut off left in it."""
-        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        # a moment at least: whoever asks for the holder tries the lock, too
-        until, said = time.monotonic() + max(wait, 0.3), -HEARTBEAT
-        while not flocked(self.descriptor):
-            if time.monotonic() >= until:
-                raise Failure(f"another run holds the lock: {self.holder()}", "wait for it, or use --wait", LOCKED)
-            if wait and time.monotonic() - said > HEARTBEAT:
-                output.say(f"waiting for the lock: {self.holder()}")
-                said = time.monotonic()
-            time.sleep(0.1)
-        return self.read()
+    def resume(self, handed_over: str) -> None:
+        """Go on with the lock of the version before this one, and with the time of its start."""
+        found = re.fullmatch(r"(\d{1,9}) (\d{8}T\d{6}Z)", handed_over)
+        with contextlib.suppress(OSError):
+            if found and os.path.samestat(os.fstat(int(found[1])), self.path.stat()):
+                self.handed_over, self.started = int(found[1]), found[2]
+                os.set_inheritable(self.handed_over, False)
 
-    def read(self) -> dict[str, Any]:
-        """The lock's text; nothing when its last holder left in good order."""
-        return next(iter(json_lines(self.path)), {})
+    def hand_over(self, started: str) -> None:
+        """Let the program that takes this one's place inherit the lock."""
+        os.set_inheritable(self.inherited[0], True)
+        os.environ["DEPLOY_RESUME"] = f"{self.inherited[0]} {started}"
 
-    def write(self, **changes: object) -> None:
-        """Change the lock's text, in place: a new file would be another lock."""
-        self.text.update(changes)
-        raw = json.dumps(self.text, ensure_ascii=False).encode() + b"\n"
-        os.pwrite(self.descriptor, raw, 0)
-        os.ftruncate(self.descriptor, len(raw))
-        if changes.keys() & UNFINISHED:  # after a power cut, what is half done must be known
-            os.fsync(self.descriptor)
+    @contextlib.contextmanager
+    def held(self, wait: float, journal: Journal) -> Iterator[None]:
+        """Hold the lock, taken within so many seconds, or Failure; journal says who else has it."""
+        descriptor = self.handed_over if self.handed_over >= 0 else os.open(self.path, os.O_RDONLY)
+        try:
+            self.acquire(descriptor, wait, journal)
+            self.inherited = (descriptor,)
+            yield
+        finally:
+            self.inherited = ()
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # for a command that runs on, too
+            os.close(descriptor)
 
-    def release(self) -> None:
-        """Leave in good order; what could not be put right stays in the text, for the next run."""
-        if not any(self.text.get(key) for key in UNFINISHED):
-            os.ftruncate(self.descriptor, 0)
-        fcntl.flock(self.descriptor, fcntl.LOCK_UN)  # for what a command left running on purpose, too
-        os.close(self.descriptor)
+    def acquire(self, descriptor: int, wait: float, journal: Journal) -> None:
+        """Take the lock; wait a moment at least, for whoever asks who holds it tries it, too."""
+        if wait_until(lambda: flocked(descriptor), 0.3):
+            return
+        if wait:
+            say(f"waiting for the lock: {self.holder(journal)}")
+        if not wait_until(lambda: flocked(descriptor), wait):
+            raise Failure(
+                f"another run holds the lock: {self.holder(journal)}",
+                "wait for it, or use --wait",
+                LOCKED,
+            )
 
-    def holder(self) -> str:
+    def holder(self, journal: Journal) -> str:
         """Who holds the lock, for a sentence; nothing when it is free."""
         if not self.path.exists():
             return ""
-        with open(self.path, "rb") as file:
-            if flocked(file.fileno()):
-                return ""
-        text = defaultdict(str, self.read())
-        who = "{command} by {by} since {since} (process {pid}), at {step}".format_map(text)
-        if text["pid"] and Path("/proc/self").exists() and not Path(f"/proc/{text['pid']}").exists():
-            who += f"; it was killed, but a command of it still runs: fuser -v {self.path}"
-        return who
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            return "" if flocked(descriptor) else journal.who(self.path)
+        finally:
+            os.close(descriptor)
 
 
 def flocked(descriptor: int) -> bool:
@@ -706,151 +1176,366 @@ def flocked(descriptor: int) -> bool:
     return False
 
 
-def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file that holds one a line; a line that a power cut tore is passed over."""
-    found = []
-    for line in path.read_bytes().split(b"\n") if path.exists() else ():
-        with contextlib.suppress(ValueError, TypeError):
-            found.append(dict(json.loads(line)))
-    return found
-
-
-def user_name(number: int) -> str:
-    """The name of a user."""
-    return pwd.getpwuid(number).pw_name
-
-
-def started_by() -> str:
-    """Who started this run, and from where: `ubuntu, ssh from 192.0.2.7`."""
-    ssh = os.environ.get("SSH_CONNECTION")
-    place = "systemd" if "INVOCATION_ID" in os.environ else "cron"
-    place = f"ssh from {ssh.split()[0]}" if ssh else "terminal" if os.isatty(1) else place
-    return f"{user_name(os.geteuid())}, {place}"
-
-
-# --------------------------------------------------------------------------------------- releases and history
-
-class Workspace:
-    """The folder `.deploy/` of a checkout: the releases, which of them is live, and the history."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.releases, self.venvs, self.backups, self.logs = self.folders = [
-            root / name for name in ("releases", "venvs", "backups", "logs")]
-        self.current, self.previous, self.history_file = root / "current", root / "previous", root / "history.jsonl"
-        self.maintenance = root / "maintenance"  # nginx answers 503 while this file is there
-
-    def make(self) -> None:
-        """Make the folders that are not there yet, and have git ignore them all."""
-        for folder in self.folders:
-            folder.mkdir(parents=True, exist_ok=True)
-        (self.root / ".gitignore").write_text("*\n")
-
-    def linked(self, link: Path) -> Path | None:
-        """The release that a link points to, if both are there."""
-        release = self.releases / os.path.basename(os.readlink(link)) if link.is_symlink() else None
-        return release if release and release.is_dir() else None
-
-    def live(self) -> Path | None:
-        """The release that `current` points to."""
-        return self.linked(self.current)
-
-    def history(self) -> list[dict[str, Any]]:
-        """The runs that there were, oldest first."""
-        return json_lines(self.history_file)
-
-    def record(self, entry: Mapping[str, object]) -> None:
-        """Append a line to the history, on disk when this returns."""
-        torn = self.history_file.exists() and not self.history_file.read_bytes().endswith(b"\n")
-        with open(self.history_file, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-            file.write(b"\n" * torn + json.dumps(entry, ensure_ascii=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def went_live(self) -> list[dict[str, Any]]:
-        """The lines of the history that made a release live and healthy, oldest first."""
-        return [entry for entry in self.history() if entry.get("result") == "live"]
-
-    def entry(self, release: Path | None) -> dict[str, Any]:
-        """The last line of the history that made `release` live."""
-        return next((each for each in reversed(self.went_live()) if release and each["release"] == release.name), {})
-
-    def healthy(self) -> list[Path]:
-        """The releases that were once live and healthy and are still there, oldest first."""
-        names = sorted({each["release"] for each in self.went_live()})
-        return [self.releases / name for name in names if (self.releases / name).is_dir()]
-
-    def earlier(self, release: Path | None) -> Path | None:
-        """The newest healthy release older than `release`."""
-        return next((each for each in reversed(self.healthy()) if release and each.name < release.name), None)
-
-    def kept(self, count: int) -> set[Path]:
-        """The releases to keep: the `count` newest healthy ones, the live one and the one before it."""
-        return {each for each in (*self.healthy()[-count:], self.live(), self.linked(self.previous)) if each}
-
-
-def point(link: Path, target: Path) -> None:
-    """Make a symbolic link point to `target`, atomically, and so that it survives a power cut."""
-    beside = link.with_name(f".{link.name}.new")
-    beside.unlink(missing_ok=True)
-    beside.symlink_to(os.path.relpath(target, link.parent))
-    beside.replace(link)
-    sync(link.parent)
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a folder to disk."""
+def flush(path: Path) -> None:
+    """Have a file or a folder on disk, so that it survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
 
 
-def share(source: Path, link: Path, folder: bool) -> None:
+owner_only = functools.partial(os.open, mode=0o600)  # opens a file for its owner alone
+Act = dict[str, Any]  # what was begun: its kind as `act`, and what its undo needs to know
+
+
+class Journal:
+    """Who runs, and what was begun and not committed: on disk before it happens."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run: dict[str, Any] = {}  # command, by, since, started, pid, step, release, revision
+        self.begun: list[Act] = []
+        self.stuck: list[Act] = []  # what this run could not take back; the next one tries it again
+
+    def load(self) -> None:
+        """Read what a run left that was cut off; nothing of a file that is no journal."""
+        with contextlib.suppress(OSError, ValueError, TypeError, LookupError, RecursionError):
+            found = json.loads(self.path.read_bytes())
+            begun = [act for act in found["begun"] if act["act"] in UNDO]
+            self.run, self.begun = dict(found["run"]), begun
+
+    def save(self, **run: object) -> None:
+        """Write it all, with changes of who runs; atomically, and on disk when this returns."""
+        self.run |= run
+        beside = self.path.with_suffix(".new")
+        with open(beside, "w", opener=owner_only, encoding="ascii") as file:
+            json.dump({"run": self.run, "begun": self.stuck + self.begun}, file)
+        flush(beside)
+        beside.replace(self.path)
+        flush(self.path.parent)
+
+    def begin(self, act: str, **facts: object) -> Act:
+        """Note an act before it happens; it is undone if it is neither ended nor committed."""
+        self.begun.append({"act": act, **facts})
+        self.save()
+        return self.begun[-1]
+
+    def end(self, act: Act) -> None:
+        """An act is over: done for good, or undone."""
+        self.begun.remove(act)
+        self.save()
+
+    @contextlib.contextmanager
+    def doing(self, act: str, **facts: object) -> Iterator[None]:
+        """An act that is over when the block ends; if it fails, it remains to be undone."""
+        begun = self.begin(act, **facts)
+        yield
+        self.end(begun)
+
+    def commit(self, entry: Entry, history: History) -> None:
+        """What was begun is done for good and in the history, both or, after a kill, neither."""
+        begun, self.begun = self.begun, []
+        try:
+            act = self.begin("record", entry=asdict(entry))
+        except OSError:
+            self.begun = begun  # it is not on disk: all of it is taken back
+            raise
+        history.record(entry)
+        self.end(act)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Leave it in good order; what could not be undone stays, for the next run."""
+        try:
+            yield
+        finally:
+            if not self.begun and not self.stuck:
+                self.path.unlink(missing_ok=True)
+
+    def check_done(self) -> None:
+        """Failure if something of an earlier run could not be taken back by this one."""
+        if self.stuck:
+            acts = ", ".join(act["act"] for act in self.stuck)
+            raise Failure(
+                f"what an earlier run left could not be taken back ({acts})",
+                "mend what the warning above says, and run it again",
+                NEEDS_HUMAN,
+            )
+
+    def who(self, lock: Path) -> str:
+        """Who runs, for a sentence."""
+        other = Journal(self.path)
+        other.load()
+        run = defaultdict(str, {key: str(value)[:200] for key, value in other.run.items()})
+        who = "{command} by {by} since {since} (process {pid}), at {step}".format_map(run)
+        if Path("/proc/self").exists() and not Path(f"/proc/{run['pid'] or 'nobody'}").exists():
+            who += f"; it was killed, but a command of it still runs: fuser -v {lock}"
+        return who
+
+
+def started_by() -> str:
+    """Who started this run, and from where: `ubuntu, ssh from 192.0.2.7`."""
+    ssh = os.environ.get("SSH_CONNECTION", "").split()
+    place = "terminal" if os.isatty(1) else "systemd" if "INVOCATION_ID" in os.environ else "cron"
+    return f"{user_name(os.geteuid())}, {f'ssh from {ssh[0]}' if ssh else place}"
+
+
+def user_name(number: int) -> str:
+    """The name of a user, or the number of one who has none."""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
+# --------------------------------------------------------------------------- history and releases
+
+FAILURES = ("failed", "interrupted", "cut off", "unhealthy")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the history: one run, how it ended, and what was live then."""
+
+    release: str = ""
+    revision: str = ""
+    subject: str = ""
+    command: str = ""
+    by: str = ""
+    started: str = ""
+    ended: str = ""
+    seconds: float = 0.0
+    steps: dict[str, float] = field(default_factory=dict)
+    result: str = ""
+    message: str = ""
+    state: str = ""
+    live: str = ""
+    inputs: str = ""
+
+    @staticmethod
+    def parse(line: bytes) -> Entry | None:
+        """The entry of a line; None for one that a power cut tore, or that is no entry at all."""
+        kinds: dict[str, Any] = {"seconds": (int, float), "steps": dict}  # of all others: str
+        with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
+            found = json.loads(line)
+            entry = Entry(**{key: found[key] for key in vars(Entry()) if key in found})
+            if (
+                entry.command
+                and all(isinstance(fact, kinds.get(key, str)) for key, fact in vars(entry).items())
+                and all(0 <= each < 1e9 for each in (entry.seconds, *entry.steps.values()))
+            ):
+                return entry
+        return None
+
+    def failed(self) -> bool:
+        """Whether somebody should be told."""
+        return self.result in FAILURES
+
+
+class History:
+    """What was run, a line each: the order of the lines counts, for a clock may be set back."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.parsed: tuple[int, list[Entry]] = 0, []  # of so many bytes
+
+    def entries(self) -> list[Entry]:
+        """The runs that there were, oldest first."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size != self.parsed[0]:  # it only ever grows
+            lines = self.path.read_bytes().split(b"\n")
+            self.parsed = size, list(filter(None, map(Entry.parse, lines)))
+        return self.parsed[1]
+
+    def record(self, entry: Entry) -> None:
+        """Append an entry, on disk when this returns; once, though it be asked twice."""
+        if entry in self.entries()[-2:]:
+            return
+        torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
+        line = json.dumps(asdict(entry), ensure_ascii=False).encode("utf-8", "replace")
+        with open(self.path, "ab", opener=owner_only) as file:
+            file.write(b"\n" * torn + line + b"\n")
+        flush(self.path)
+
+    def went_live(self) -> list[Entry]:
+        """The entries of runs that made a release live and healthy, oldest first."""
+        return [entry for entry in self.entries() if entry.result == "live"]
+
+    def last(self, release: str) -> Entry:
+        """The last entry that made a release live; an empty one when there is none."""
+        return next((each for each in self.went_live()[::-1] if each.release == release), Entry())
+
+    def oldest_first(self, paths: Iterable[Path], newest: str = "") -> list[Path]:
+        """Files named after runs, in the order of the runs; those of the run that is named last."""
+        runs = [*self.entries(), Entry(started=newest)]
+        order = {run.started: at for at, run in enumerate(runs)}
+        return sorted(paths, key=lambda path: (order.get(path.name[:16], -1), path.name))
+
+
+def finish_record(site: Site, act: Act) -> str:
+    """A run that was killed while it committed had done all but this."""
+    site.history.record(Entry(**act["entry"]))
+    return ""
+
+
+@dataclass(frozen=True)
+class Release:
+    """A folder with a revision in it, and what its commands need; the checkout, too, is one."""
+
+    folder: Path
+    revision: str
+    project: Path  # the folder of manage.py and Pipfile
+    environment: Mapping[str, str]  # .env, and its packages first in PATH once they are installed
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.folder.name
+
+    def plus(self, variables: Mapping[str, str]) -> Release:
+        """The same, with more variables for its commands."""
+        return replace(self, environment={**self.environment, **variables})
+
+
+class Releases:
+    """The releases in the workspace, and which of them is live."""
+
+    def __init__(
+        self,
+        workspace: Path,
+        history: History,
+        project: str,
+        environment: Callable[[], Mapping[str, str]],
+    ) -> None:
+        self.folder, self.history, self.project = workspace / "releases", history, project
+        self.current, self.previous = workspace / "current", workspace / "previous"
+        self.environment = environment  # of every command, before a release's own packages
+
+    def open(self, folder: Path, revision: str = "") -> Release:
+        """The release in a folder, as it is now."""
+        project, environment = folder / self.project, dict(self.environment())
+        if folder.parent == self.folder and (project / ".venv").is_symlink():
+            venv = str((project / ".venv").resolve())
+            environment |= {
+                "VIRTUAL_ENV": venv,
+                "DEPLOY_RELEASE": str(folder),
+                "PATH": f"{venv}/bin:{environment['PATH']}",
+            }
+        revision = revision or self.history.last(folder.name).revision
+        return Release(folder, revision, project, environment)
+
+    def linked(self, link: Path) -> str:
+        """The name of the release that a link points to; nothing unless both are there."""
+        name = link.resolve().name
+        return name if (self.folder / name).is_dir() else ""
+
+    def live_name(self) -> str:
+        """The name of the release that `current` points to, or nothing."""
+        return self.linked(self.current)
+
+    def live(self) -> Release | None:
+        """The live release, if there is one."""
+        name = self.live_name()
+        return self.open(self.folder / name) if name else None
+
+    def healthy(self) -> list[str]:
+        """The releases that went live and are still there, in the order in which they first did."""
+        names = dict.fromkeys(each.release for each in self.history.went_live())
+        return [each for each in names if each and (self.folder / each).is_dir()]
+
+    def to_go_back_to(self, name: str) -> Release:
+        """The release of this name, or the newest healthy one of another revision."""
+        healthy, live = self.healthy(), self.live_name()
+        before = healthy[: healthy.index(live)] if live in healthy else healthy
+        of = {each: self.history.last(each).revision for each in (*healthy, live)}
+        found = [name] if name else [each for each in before if of[each] != of[live]]
+        remedy = "history shows what there was"
+        if not found:
+            raise Failure("there is no earlier healthy release to go back to", remedy)
+        if found[-1] not in healthy:
+            raise Failure(f"{name} is no release that was healthy and is kept", remedy)
+        return self.open(self.folder / found[-1])
+
+    def switch(self, current: str, previous: str) -> None:
+        """Make a release the live one, and note which was before: two atomic renames."""
+        if previous:
+            link_atomically(self.previous, self.folder / previous)
+        else:
+            self.previous.unlink(missing_ok=True)
+        link_atomically(self.current, self.folder / current)
+
+    def past_keep(self, count: int) -> list[Path]:
+        """The folders to remove: not the newest healthy ones, the live one, the one before it."""
+        kept = {*self.healthy()[-count:], self.live_name(), self.linked(self.previous)}
+        return [each for each in self.folder.iterdir() if each.name not in kept]
+
+
+def link_atomically(link: Path, target: Path) -> None:
+    """Make a symbolic link point to a target, so that it survives a power cut."""
+    beside = link.with_name(f".{link.name}.new")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(os.path.relpath(target, link.parent))
+    beside.replace(link)
+    flush(link.parent)
+
+
+def link_shared(checkout: Path, release: Path, name: str) -> None:
     """Link a shared path of the checkout into a release, in place of what git has there."""
-    if folder:
+    source, link = checkout / name, release / name
+    if name.endswith("/"):
         source.mkdir(parents=True, exist_ok=True)
     if not source.exists():
         return
-    shutil.rmtree(link, ignore_errors=True)
+    if not link.parent.resolve().is_relative_to(release.resolve()):
+        raise Failure(
+            f"[deploy] shared {name} lies behind a link that leads out of the release",
+            "remove that link from the repository, or mend the setting",
+        )
+    shutil.rmtree(link, ignore_errors=True)  # it passes over a file and a link
     link.unlink(missing_ok=True)
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(os.path.relpath(source, link.parent))
 
 
-def gunicorns(folder: Path, word: str = "gunicorn") -> dict[int, Path]:
-    """Process number -> working folder of the gunicorns (with a `word` in their title) at work below `folder`."""
-    found = {}
-    for process in Path("/proc").glob("[0-9]*"):  # none where there is no /proc
-        with contextlib.suppress(OSError):  # it has ended, or is another user's
-            place, title = os.readlink(process / "cwd"), (process / "cmdline").read_bytes()
-            if Path(place).is_relative_to(folder) and b"gunicorn" in title and word.encode() in title:
-                found[int(process.name)] = Path(place.removesuffix(" (deleted)"))
-    return found
+# -------------------------------------------------------------------------------------------- git
 
-
-# ------------------------------------------------------------------------------------------------------- git
 
 class Git:
     """The checkout's git; a call raises CommandFailed when git itself fails."""
 
-    def __init__(self, checkout: Path, runner: Runner, environment: Mapping[str, str]) -> None:
-        self.checkout, self.runner, self.environment = checkout, runner, environment
+    def __init__(self, checkout: Path, commands: Commands, environment: Mapping[str, str]) -> None:
+        self.checkout, self.commands, self.environment = checkout, commands, environment
+        self.folder = git_folder(checkout)  # with all that git knows of it
 
-    def __call__(self, *arguments: str, folder: Path | None = None, timeout: float = 120) -> str:
+    def __call__(
+        self,
+        *arguments: str,
+        folder: Path | None = None,
+        timeout: float = 120,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
+    ) -> str:
         # garbage is collected in the foreground: a git left behind would keep the lock
-        argv = ["git", "-c", "gc.autoDetach=false", "-c", "maintenance.autoDetach=false", *arguments]
-        return self.runner.run(argv, folder or self.checkout, self.environment, timeout, quiet=True)
+        argv = ["git", "-c", "gc.autoDetach=false", "-c", "maintenance.autoDetach=false"]
+        return self.commands.run(
+            [*argv, *arguments],
+            folder or self.checkout,
+            self.environment,
+            timeout,
+            True,
+            stdin,
+            stdout,
+        )
 
     def ask(self, *arguments: str) -> str | None:
         """The answer of git, or None when it fails."""
-        try:
+        with contextlib.suppress(CommandFailed):
             return self(*arguments)
-        except CommandFailed:
-            return None
+        return None
 
     def commit(self, *names: str) -> str:
         """The full hash of the first of these that names a commit, or nothing."""
-        found = (self.ask("rev-parse", "--quiet", "--verify", f"{name}^{{commit}}") for name in names)
+        verify = ("rev-parse", "--quiet", "--verify", "--end-of-options")
+        found = (self.ask(*verify, f"{name}^{{commit}}") for name in names)
         return next(filter(None, found), "")
 
     def subject(self, revision: str) -> str:
@@ -858,1022 +1543,103 @@ class Git:
         return (revision and self.ask("log", "-1", "--format=%s", revision)) or ""
 
     def changed(self, *arguments: str) -> set[str]:
-        """The paths that `git diff` names."""
-        return set(self("diff", "--name-only", "--no-renames", "-z", *arguments).split("\0")) - {""}
+        """The paths that `git diff` names, whatever bytes are in them."""
+        diff = ("diff", "--name-only", "--no-renames", "--ignore-submodules=all", "-z")
+        with tempfile.TemporaryFile() as listed:
+            self(*diff, *arguments, stdout=listed.fileno())
+            listed.seek(0)
+            return {os.fsdecode(name) for name in listed.read().split(b"\0")} - {""}
 
-    def index_lock(self) -> Path:
-        """The file with which git locks the checkout."""
-        return self.checkout / self("rev-parse", "--git-path", "index.lock")
+    def remove_worktree(self, release: Path) -> None:
+        """Remove a release's folder and what git knows of it, whatever state it is in."""
+        if not wait_until(lambda: not servers(release, ""), 3):  # one that was killed may be ending
+            raise Failure(
+                f"a process works in {release}, which is not removed therefore",
+                f"end it: fuser -v {release}",
+            )
+        for folder in (self.folder / "worktrees" / release.name, release):
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def drop_worktree(self, release: Path) -> None:
-        """Remove a release's folder and what git knows of it, whatever state a cut-off run left them in."""
-        shutil.rmtree(release, ignore_errors=True)
-        self.ask("worktree", "remove", "--force", "--force", str(release))
-        self.ask("worktree", "prune")
+    def remove_stale_locks(self) -> None:
+        """Remove the lock files of a git that was cut off: a run of ours was, and no git runs."""
+        if servers(self.checkout, "git"):
+            return
+        for lock in (*self.folder.glob("*.lock"), *(self.folder / "refs").rglob("*.lock")):
+            log.info(f"removed {lock}, which a git that was cut off had left")
+            lock.unlink(missing_ok=True)
 
     def check_fast_forward(self, branch: str, there: str, revision: str) -> None:
-        """Failure, the cases told apart by looking, if the checkout cannot follow its remote branch."""
-        place = self.checkout
+        """Failure, told apart by looking, if the checkout cannot follow its remote branch."""
+        place, index_lock = self.checkout, self.folder / "index.lock"
         if self.ask("symbolic-ref", "--quiet", "--short", "HEAD") != branch:
-            raise Failure(f"{place} is not on the branch {branch}", f"git -C {place} checkout {branch}")
+            raise Failure(
+                f"{place} is not on the branch {branch}", f"git -C {place} checkout {branch}"
+            )
         if self.ask("merge-base", "--is-ancestor", "HEAD", revision) is None:
-            raise Failure(f"{branch} in {place} and {there} diverged: it has commits that {there} has not",
-                          f"when git log {there}..HEAD shows none that is needed: git reset --keep {there}")
-        if self.index_lock().exists():
-            raise Failure(f"another git is at work in {place}, or was cut off there",
-                          f"when none runs: rm {self.index_lock()}")
-        changed, added = self.changed("HEAD", revision), self.changed("--diff-filter=A", "HEAD", revision)
-        in_the_way = changed & self.changed("HEAD") | {each for each in added if os.path.lexists(place / each)}
-        in_the_way |= {str(folder) for each in added for folder in Path(each).parents
-                       if (place / folder).exists() and not (place / folder).is_dir()} - changed
-        if in_the_way:
-            raise Failure(f"changes in {place} stand in the way: {', '.join(sorted(in_the_way))}",
-                          "commit and push them, or put them away: git stash --include-untracked")
+            raise Failure(
+                f"{branch} in {place} and {there} diverged: it has commits that {there} has not",
+                f"when git log {there}..HEAD shows none that is needed: git reset --keep {there}",
+            )
+        if index_lock.exists():
+            raise Failure(
+                f"another git is at work in {place}, or was cut off there",
+                f"when none runs: rm {index_lock}",
+            )
+        if found := self.in_the_way(revision):
+            raise Failure(
+                f"changes in {place} stand in the way: {', '.join(shortened(sorted(found)))}",
+                "commit and push them, or put them away: git stash --include-untracked",
+            )
 
-
-# ---------------------------------------------------------------------------------------------- health check
-
-Answer = tuple[bool, str]  # whether it is the expected one, and what was seen
-
-
-def http_opener(unix: Path | None) -> Any:
-    """A urllib opener that follows no redirect and asks no proxy, through the `unix` socket if there is one."""
-    import http.client  # here, because it and ssl take longer to load than all the rest of this file
-    import urllib.request
-
-    class Unix(http.client.HTTPConnection):
-        def connect(self) -> None:
-            self.sock = socket.socket(socket.AF_UNIX)
-            self.sock.settimeout(self.timeout)
-            self.sock.connect(str(unix))
-
-    class ThroughUnix(urllib.request.HTTPHandler):
-        def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-            return self.do_open(Unix, request)
-
-        https_open, https_request = http_open, urllib.request.HTTPHandler.http_request
-
-    opener = urllib.request.OpenerDirector()  # with no handler of redirects, proxies or errors
-    for handler in [ThroughUnix()] if unix else [urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()]:
-        opener.add_handler(handler)
-    return opener
-
-
-class HealthCheck(NamedTuple):
-    """What a healthy site answers to which question: the settings of [health]."""
-
-    url: str
-    host: str
-    headers: dict[str, str]
-    expect: int
-    contains: str
-    timeout: float
-    deadline: float
-
-    def ask(self, unix: Path | None) -> Answer:
-        """Ask once."""
-        import urllib.request
-
-        where = f"{self.url}{' on the private socket' if unix else ''}"
-        headers = {"User-Agent": "deploy.py", **self.headers} | ({"Host": self.host} if self.host else {})
-        try:
-            request = urllib.request.Request(self.url, headers=headers)
-            with http_opener(unix).open(request, timeout=self.timeout) as answer:
-                saw = f"{answer.status} {answer.reason} for {where}"
-                body = answer.read(1 << 20) if self.contains else b""
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with an answer, the news is the same
-            return False, f"no answer from {where} ({getattr(error, 'reason', None) or error})"
-        if answer.status != self.expect:
-            return False, f"{saw}, expected {self.expect}"
-        if self.contains.encode() not in body:
-            return False, f"{saw}, but without the text {self.contains!r}"
-        return True, saw
-
-    def address(self) -> str:
-        """Where a browser finds the site: by its public name if it has one."""
-        public = re.search(r"[A-Za-z-]\.", self.host)
-        return f"{self.headers.get('X-Forwarded-Proto', 'http')}://{self.host}/" if public else self.url
-
-    def wait(self, seconds: float, unix: Path | None = None, alive: Callable[[], bool] = lambda: True) -> Answer:
-        """Ask until the answer is right, for `seconds` and with growing pauses; once when that is 0."""
-        until, rest = time.monotonic() + seconds, 0.1
-        while True:
-            good, saw = within(self.timeout, lambda: self.ask(unix), self.url)
-            if good or time.monotonic() + rest > until or not alive():
-                return good, saw
-            time.sleep(rest)
-            rest = min(rest * 2, 3.0)
-
-
-def within(seconds: float, ask: Callable[[], Answer], name: str) -> Answer:
-    """The answer, if it is there in time; in a thread, because urllib's time limit holds for each socket call alone."""
-    answers: list[Answer] = []
-    asking = threading.Thread(target=lambda: answers.append(ask()), daemon=True)
-    asking.start()
-    asking.join(seconds)
-    return answers[0] if answers else (False, f"no answer from {name} within {seconds:g} s")
-
-
-# ------------------------------------------------------------------------------------------------------ site
-
-FOREIGN = re.compile(r"GIT_(?!SSH|ASKPASS)|PIPENV_|VIRTUAL_ENV$|PYTHON(PATH|HOME)$|DEPLOY_")
-USUAL_PATH = "~/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/snap/bin"
-
-
-class Site:
-    """The checkout with its settings, and what every command needs of it."""
-
-    def __init__(self, options: argparse.Namespace, output: Output) -> None:
-        self.options, self.output, self.settings = options, output, read_settings(options.config)
-        self.settings_file: Path = options.config.resolve()
-        self.settings_text, self.checkout = self.settings_file.read_bytes(), self.settings_file.parent
-        self.workspace = Workspace((self.checkout / self.settings["deploy.workspace"]).resolve())
-        self.lock, self.runner = Lock(self.workspace.root / "lock"), Runner(output)
-        self.git = Git(self.checkout, self.runner, self.base)
-
-    @cached_property
-    def base(self) -> dict[str, str]:
-        """The environment of every command before `.env`: without git's, pipenv's or Python's own variables."""
-        kept = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
-        # cron and ssh give a short PATH
-        path = dict.fromkeys([*kept.get("PATH", "").split(":"), *os.path.expanduser(USUAL_PATH).split(":")])
-        return kept | {
-            "PATH": ":".join(filter(None, path)), "PYTHONUNBUFFERED": "1", "GIT_TERMINAL_PROMPT": "0",
-            "GIT_SSH_COMMAND": kept.get("GIT_SSH_COMMAND", "ssh") + " -o BatchMode=yes -o ConnectTimeout=20",
-            "PIPENV_DONT_LOAD_ENV": "1", "PIPENV_NOSPIN": "1", "PIPENV_IGNORE_VIRTUALENVS": "1", "PIPENV_YES": "1",
-            "WORKON_HOME": str(self.workspace.venvs),
-        }
-
-    @cached_property
-    def variables(self) -> dict[str, str]:
-        """What `.env` says; its secrets are hidden from now on."""
-        found = read_env(self.checkout / self.settings["env.file"])
-        self.output.hide(secrets_in(found) | {found.get(self.settings["notify.webhook"]) or ""} - {""})
+    def in_the_way(self, revision: str) -> set[str]:
+        """The paths that a fast-forward would change, and that are not as HEAD has them."""
+        changed = self.changed("HEAD", revision)
+        parents = {str(parent) for name in changed for parent in Path(name).parents}
+        folders = {each for each in parents if (self.checkout / each).is_dir()}
+        found = changed & self.changed("HEAD")
+        for name in self.changed("--diff-filter=A", "HEAD", revision):
+            above = {str(parent) for parent in Path(name).parents}
+            if not changed & above:  # what becomes a folder is no obstacle
+                way = {name, *above} - folders
+                found |= {each for each in way if os.path.lexists(self.checkout / each)}
         return found
 
-    @cached_property
-    def hosts(self) -> list[str]:
-        """The public names of the site: those of ALLOWED_HOSTS."""
-        return [each for each in re.split(r"[,\s]+", self.variables.get("ALLOWED_HOSTS", "")) if each not in ("", "*")]
-
-    @cached_property
-    def health(self) -> HealthCheck | None:
-        """The health check; its Host is by default the first of ALLOWED_HOSTS. None when its url is empty."""
-        chosen = {key: self.settings[f"health.{key}"] for key in SECTIONS["health"]}
-        chosen["host"] = chosen["host"] or next((each.lstrip(".") for each in self.hosts), "")
-        return HealthCheck(**chosen) if chosen["url"] else None
-
-    def project(self, release: Path) -> Path:
-        """The folder of manage.py and Pipfile in a release."""
-        return release / str(self.settings["deploy.project"])
-
-    def environment(self, release: Path) -> dict[str, str]:
-        """The environment of a command for a release: `.env`, and its packages first in PATH."""
-        found = self.base | self.variables
-        if release == self.checkout:
-            return found
-        venv = (self.project(release) / ".venv").resolve()
-        return found | {"VIRTUAL_ENV": str(venv), "PATH": f"{venv}/bin:{found['PATH']}", "DEPLOY_RELEASE": str(release)}
-
-    def run(
-        self, setting: str, release: Path, more: Mapping[str, str] | None = None, quiet: bool = False,
-        stdout: int | None = None, stdin: int = subprocess.DEVNULL, only: Sequence[str] = (),
-    ) -> str:
-        """Run the commands of a setting in the project of a release, or of the checkout; what quiet ones wrote."""
-        limit = self.settings.get(setting.split(".")[0] + ".timeout", 600.0)
-        environment, place = self.environment(release) | dict(more or {}), self.project(release)
-        return "\n".join(self.runner.run(argv, place, environment, limit, quiet, stdout, stdin)
-                         for argv in ([only] if only else self.settings[setting]))
-
-    def find_python(self, lock: Path) -> Path:
-        """The real path of the Python that the settings or Pipfile.lock ask for."""
-        try:
-            requires = json.loads(lock.read_bytes())["_meta"].get("requires", {})
-        except (ValueError, KeyError, TypeError):
-            raise Failure("Pipfile.lock is not a lock file", RELOCK) from None
-        name = self.settings["install.python"] or f"python{requires.get('python_version', '3')}"
-        path = shutil.which(name, path=self.base["PATH"])
-        if not path:
-            raise Failure(f"{name} is not on this server", f"sudo apt-get install {name}, or mend [install] python")
-        return Path(path).resolve()
-
-    def check_owner(self) -> None:
-        """Failure unless this is a checkout of the user who runs this."""
-        if not (self.checkout / ".git").exists():
-            raise Failure(f"{self.checkout} is not a git checkout", "keep the settings file in the checkout", MISTAKE)
-        owner, user = (user_name(number) for number in (self.checkout.stat().st_uid, os.geteuid()))
-        if owner != user:
-            raise Failure(f"{self.checkout} belongs to {owner}, and you are {user}",
-                          f"run it as its owner: sudo -u {owner} python3 {SCRIPT}")
-
-    def ask_health(self, seconds: float = 0) -> Answer:
-        """Whether the site answers its health check within so many seconds, and what was seen."""
-        return self.health.wait(seconds) if self.health else (True, "not asked: [health] url is empty")
-
-    def ask_checks(self, release: Path) -> dict[str, Answer]:
-        """What the commands of [status] checks found: the last line of each, and whether it ended with status 0."""
-        found: dict[str, Answer] = {}
-        for name, argv in self.settings["status.checks"].items():
-            try:
-                said = self.run("status.checks", release, quiet=True, only=argv)
-                found[name] = True, (said.splitlines() or ["it ended with status 0"])[-1]
-            except Failure as error:
-                found[name] = False, error.last if isinstance(error, CommandFailed) else error.what
-        return found
-
-    def ask_disk(self) -> Answer:
-        """Whether there is room for a deployment, and what the workspace takes."""
-        disk = shutil.disk_usage(self.checkout)
-        sizes = {each.name: sum(file.lstat().st_size for file in each.rglob("*")) for each in self.workspace.folders}
-        taken = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in sizes.items())
-        return disk.free >= ROOM, f"{disk.free / 1e9:.1f} GB free; {taken}"
-
-    def certificate(self) -> float | None:
-        """The days that the site's certificate is still good; None without HTTPS, SSLError when it is refused."""
-        import ssl
-
-        name = next((each.lstrip(".") for each in self.hosts), "localhost")
-        with contextlib.suppress(ConnectionError, TimeoutError):
-            with (socket.create_connection(("127.0.0.1", 443), 5) as raw,
-                  ssl.create_default_context().wrap_socket(raw, server_hostname=name) as tls):
-                ends = str((tls.getpeercert() or {})["notAfter"])
-            return (ssl.cert_time_to_seconds(ends) - time.time()) / DAY
-        return None
-
-    def state(self) -> tuple[int, str]:
-        """The exit status that a failure deserves, and what is live, asked for now."""
-        live = self.workspace.live()
-        if self.lock.text.get("database") or self.lock.text.get("reversing"):
-            return NEEDS_HUMAN, "the database is left half way: run this again, which puts it right first"
-        if not live:
-            return FAILED, "no release is live yet"
-        if not self.workspace.entry(live):
-            return NEEDS_HUMAN, f"{live.name} is switched to, never was healthy, and nothing was live before it"
-        good, saw = self.ask_health()
-        if not good:
-            return NEEDS_HUMAN, f"{live.name} is live and NOT healthy: {saw}"
-        return FAILED, f"{live.name} is live{' and healthy' if self.health else ''}"
-
-
-# ------------------------------------------------------------------------------------------------- candidate
-
-class Candidate(Child):
-    """A release's own gunicorn on a private socket, which must answer the health check before any user sees it."""
-
-    def __init__(self, site: Site, release: Path, early: bool = False) -> None:
-        self.early = early  # it boots while its static files are written
-        self.socket, self.limit = site.workspace.root / "candidate.sock", site.settings["restart.timeout"]
-        self.tail: deque[str] = deque(maxlen=TAIL)
-
-        def take(line: str) -> None:
-            self.tail.append(f"| {line}")
-            site.output.say(f"| {line}", "candidate", shown=False)
-
-        self.socket.unlink(missing_ok=True)
-        argv = [word.replace("{socket}", str(self.socket)) for word in site.settings["restart.candidate"][0]]
-        # it alone does not inherit the lock, because it would never end after a killed deployer
-        super().__init__(argv, site.project(release), site.environment(release), site.output, [take])
-
-    def end(self) -> None:
-        """End it, and remove its socket."""
-        super().end()
-        self.socket.unlink(missing_ok=True)
-
-    def await_boot(self) -> None:
-        """Wait until it accepts connections: with --preload, it has been imported then. Else Failure."""
-        until = time.monotonic() + self.limit
-        while True:
-            with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
-                probe.connect(str(self.socket))
-                return
-            if self.ended(0.05):
-                raise self.failure("it does not start")
-            if time.monotonic() > until:
-                raise self.failure(f"it has not started after {self.limit:g} s")
-
-    def failure(self, saw: str) -> Failure:
-        """That it was not proven, and why, as far as its last lines tell."""
-        errors = [line[2:] for line in self.tail if re.match(r"\| [A-Za-z][\w.]*: ", line)]
-        saw += f" ({errors[-1][:200]})" if errors else ""
-        return Failure(f"the candidate was not proven: {saw}",
-                       details=["the candidate's last lines:", *self.tail] if self.tail else ())
-
-
-# ------------------------------------------------------------------------------------------------- the steps
-
-RELOCK = "run pipenv lock, commit Pipfile.lock and push"
-LOCK_TIMEOUT = re.compile(r"LockNotAvailable|lock (wait )?timeout", re.IGNORECASE)
-# Runs in `manage.py shell`: lists the migrations of the default database, or reverses those of DEPLOY_UNDO.
-MIGRATIONS = b"""
-import json, os
-from django.core.management import call_command
-from django.db import connection
-from django.db.migrations import DeleteModel, RemoveField
-from django.db.migrations.executor import MigrationExecutor
-
-executor = MigrationExecutor(connection, print)
-graph, applied, undo = executor.loader.graph, executor.loader.applied_migrations, os.environ.get("DEPLOY_UNDO")
-plan = [(each, (each.app_label, each.name) in applied)
-        for each, _ in executor.migration_plan(graph.leaf_nodes(), clean_start=True)]
-if undo:
-    executor.migrate(None, [(each, True) for each, done in reversed(plan) if done and str(each) in undo.split()])
-else:
-    # it refuses what Django's checks find, migrations in conflict, and an inconsistent history
-    call_command("migrate", plan=True, skip_checks=False)
-    print(json.dumps([{"name": str(each), "applied": done, "reversible": all(one.reversible for one in each.operations),
-                       "removes": [one.describe() for one in each.operations
-                                   if isinstance(one, (DeleteModel, RemoveField))]} for each, done in plan]))
-"""
-
-
-def check_reversible(migrations: Iterable[Mapping[str, Any]]) -> None:
-    """Failure unless every one of these migrations can be reversed."""
-    if fixed := names(each for each in migrations if not each["reversible"]):
-        raise Failure(f"no migration was reversed, because {fixed} cannot be", "write a migration that undoes it")
-
-
-def names(migrations: Iterable[Mapping[str, Any]]) -> str:
-    """The names of migrations, for a sentence."""
-    return ", ".join(each["name"] for each in migrations)
-
-
-class Deployment(Site):
-    """One run under the lock that may change what is live: a deployment or a rollback."""
-
-    def __init__(self, options: argparse.Namespace, output: Output) -> None:
-        super().__init__(options, output)
-        self.asked: str = getattr(options, "revision", "")
-        self.resumed = os.environ.get("DEPLOY_RESUME", "")  # the lock and start of the version that this one replaces
-        self.began, self.started = time.monotonic(), self.resumed[-16:] or clock("%Y%m%dT%H%M%SZ")
-        self.release, self.revision = self.checkout, ""  # until there is a candidate
-        self.seconds: dict[str, float] = {}
-        self.recorded: list[dict[str, Any]] = []  # lines of the history that are still to be told
-        self.candidate: Candidate | None = None
-        self.replaced: tuple[Path | None, Path | None] | None = None  # current and previous before the switch
-        self.migrating: tuple[list[dict[str, Any]], Path | None] | None = None  # what is planned, and the backup
-
-    def pull(self) -> None:
-        """Step 2: fetch, fast-forward the checkout, and check the revision out into a folder of its own."""
-        remote, branch = self.settings["pull.remote"], self.settings["pull.branch"]
-        self.revision = self.revision or self.fetch(remote, branch)
-        if not self.asked:
-            self.git.check_fast_forward(branch, f"{remote}/{branch}", self.revision)
-        self.release = release = self.workspace.releases / f"{self.started}-{self.revision[:7]}"
-        self.lock.write(release=release.name, revision=self.revision)
-        self.git("worktree", "add", "--quiet", "--detach", str(release), self.revision)
-        if (release / ".gitmodules").exists():
-            self.git("submodule", "update", "--init", "--recursive", "--quiet", folder=release, timeout=600)
-        for name in self.settings["deploy.shared"]:
-            share(self.checkout / name, release / name, folder=name.endswith("/"))
-        self.output.say(f"{self.asked or branch} is {self.revision[:7]}: {self.git.subject(self.revision)}")
-        if not self.asked:
-            self.follow()
-
-    def fetch(self, remote: str, branch: str) -> str:
-        """Fetch the branch, or everything when a revision was asked for; the full hash of the revision."""
-        what, retries = ["--tags", "--force"] if self.asked else [branch], self.settings["pull.retries"]
-        try:
-            for attempt in range(retries):
-                with contextlib.suppress(CommandFailed):
-                    self.git("fetch", "--quiet", remote, *what, timeout=self.settings["pull.timeout"])
-                    break
-                self.output.say("git fetch failed; trying again")
-                time.sleep(2.0 * (attempt + 1))
-            else:
-                self.git("fetch", "--quiet", remote, *what, timeout=self.settings["pull.timeout"])
-        except CommandFailed as error:
-            if remote not in self.git("remote").split():
-                raise Failure(f"the checkout has no remote {remote}", f"git remote add {remote} URL") from None
-            if self.git.ask("ls-remote", "--quiet", remote) is None:
-                raise Failure(f"the remote {remote} cannot be reached, or refuses this server's key",
-                              f"try: git ls-remote {remote}", FAILED, error.details) from None
-            if not self.asked and not self.git.ask("ls-remote", remote, f"refs/heads/{branch}"):
-                raise Failure(f"the remote {remote} has no branch {branch}", "mend [pull] branch") from None
-            raise
-        names = [f"refs/remotes/{remote}/{self.asked}", self.asked] if self.asked else ["FETCH_HEAD"]
-        found = self.git.commit(*names)
-        if not found:
-            raise Failure(f"there is no revision {self.asked}", "name a branch, a tag or a commit that was pushed")
-        return found
-
-    def follow(self) -> None:
-        """Fast-forward the checkout; if that brings another version of this program, become it, with the lock kept."""
-        running = {os.path.relpath(path, self.checkout): path for path in (SCRIPT, self.settings_file)}
-        changed = self.git.changed("HEAD", self.revision) & set(running)
-        tool, settings = (str(self.release / name if name in changed else path) for name, path in running.items())
-        try:  # before the checkout follows: a tool that cannot start could never pull what mends it
-            if changed:
-                self.runner.run([sys.executable, tool, "-c", settings, "history"], self.release, self.base, 60, True)
-        except CommandFailed as error:
-            raise Failure("the deploy.py or the settings file of this revision does not work", status=MISTAKE,
-                          details=error.details) from None
-        self.lock.write(target=self.revision)
-        self.git("merge", "--ff-only", "--quiet", self.revision)
-        self.lock.write(target="")
-        if changed and not self.resumed:
-            self.output.line = None  # on a terminal, the new version takes this step anew
-            self.output.say("deploy.py or its settings changed: starting over as the new version")
-            self.git.drop_worktree(self.release)
-            os.set_inheritable(self.lock.descriptor, True)
-            os.environ["DEPLOY_RESUME"] = f"{self.lock.descriptor} {self.started}"
-            os.execv(sys.executable, [sys.executable, str(SCRIPT), *sys.argv[1:]])
-
-    def install(self) -> None:
-        """Step 3: the packages of Pipfile.lock, in the virtual environment that belongs to it."""
-        project = self.project(self.release)
-        lock = project / "Pipfile.lock"
-        if not lock.is_file():
-            raise Failure("this revision has no Pipfile.lock", RELOCK)
-        python = self.find_python(lock)
-        made_of = repr((lock.read_bytes(), python, self.settings["install.command"]))
-        venv = self.workspace.venvs / f"{python.name}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
-        if (venv / ".complete").exists():
-            self.output.say("nothing to install: the environment of this Pipfile.lock is complete")
-        else:
-            shutil.rmtree(venv, ignore_errors=True)
-            pipenv = {"PIPENV_CUSTOM_VENV_NAME": venv.name, "PIPENV_DEFAULT_PYTHON_VERSION": str(python)}
-            try:
-                self.run("install.command", self.release, pipenv)
-            except CommandFailed as error:  # a stale lock is told apart by asking pipenv
-                try:
-                    self.run("install.command", self.release, pipenv, quiet=True, only=["pipenv", "verify"])
-                except Failure:
-                    raise Failure("Pipfile.lock is stale: it was not made of this Pipfile", RELOCK, FAILED,
-                                  error.details) from None
-                raise
-            os.sync()  # a power cut must not leave the mark of an environment whose files are empty
-            (venv / ".complete").touch()
-            sync(venv)
-        (project / ".venv").symlink_to(os.path.relpath(venv, project.resolve()))
-
-    def migrate(self) -> None:
-        """Step 6: if a migration is planned, back the database up and migrate."""
-        planned = [each for each in self.migrations(self.release) if not each["applied"]]
-        if not planned and self.settings["migrate.shell"]:
-            self.output.say("nothing to migrate")
-            return
-        self.output.say(f"to be applied: {names(planned) or 'unknown, because [migrate] shell is empty'}")
-        for each in planned:
-            if marks := ["it cannot be reversed"] * (not each["reversible"]) + each["removes"]:
-                self.output.say(f"note: {each['name']}: {'; '.join(marks)}; the release before may not work with that")
-        if self.candidate:  # what cannot be imported never touches the database
-            self.booted(self.candidate)
-        saved = back_up(self, self.release.name) if self.settings["backup.command"] else None
-        if not saved:
-            self.output.say("no backup: [backup] command is empty")
-        self.migrating = planned, saved
-        self.patiently(lambda more: self.run("migrate.command", self.release, more))
-
-    def migrations(self, release: Path) -> list[dict[str, Any]]:
-        """Every migration that a release knows, in their order: name, applied, reversible, what it removes."""
-        if not self.settings["migrate.shell"]:
-            return []
-        said = self.in_django(release, {}, quiet=True)
-        try:
-            return list(json.loads(said.splitlines()[-1]))
-        except (ValueError, IndexError):
-            raise Failure("[migrate] shell did not list the migrations",
-                          "it must run the Python that it gets on its stdin, as manage.py shell does") from None
-
-    def in_django(self, release: Path, more: Mapping[str, str], quiet: bool = False) -> str:
-        """Run MIGRATIONS in a release; what it wrote if it was quiet."""
-        with tempfile.TemporaryFile() as code:  # a file, because manage.py shell passes over a pipe that is empty yet
-            code.write(MIGRATIONS)
-            code.seek(0)
-            return self.run("migrate.shell", release, more, quiet, stdin=code.fileno())
-
-    def patiently(self, act: Callable[[Mapping[str, str]], object]) -> None:
-        """Change the schema under a lock timeout; with growing pauses again and again, if only a lock is in the way."""
-        limit, pause = self.settings["migrate.lock_timeout"], 1.0
-        until = time.monotonic() + self.settings["migrate.timeout"]
-        options = self.environment(self.checkout).get("PGOPTIONS", "")
-        options += f" -c lock_timeout={limit * 1000:.0f}ms"  # only PostgreSQL reads it
-        while True:
-            try:
-                act({"PGOPTIONS": options.strip()})
-                return
-            except CommandFailed as error:
-                if not LOCK_TIMEOUT.search("\n".join(error.details)) or time.monotonic() + pause > until:
-                    raise
-            self.output.say(f"another transaction held a lock for more than {limit:g} s; trying again in {pause:g} s")
-            time.sleep(pause)  # the requests that waited behind the migration have their turn
-            pause = min(pause * 2, 30.0)
-
-    def reverse(self, release: Path, chosen: Sequence[Mapping[str, Any]]) -> None:
-        """Reverse migrations with the code of a release, last first."""
-        undo = {"DEPLOY_UNDO": " ".join(each["name"] for each in chosen)}
-        self.patiently(lambda more: self.in_django(release, {**more, **undo}))
-
-    def settle_schema(self, failure: Failure) -> None:
-        """Say which migrations of a deployment that failed were applied; reverse them if [migrate] says so."""
-        if not self.migrating:
-            return
-        planned, saved = self.migrating
-        stays = "; the schema stays as it is"
-        try:
-            done = {each["name"] for each in self.migrations(self.release) if each["applied"]}
-            applied, left = ([each for each in planned if (each["name"] in done) is so] for so in (True, False))
-            told = f"migrations applied: {names(applied) or 'none'}; not applied: {names(left) or 'none'}"
-            failure.what += f"; {told if planned else 'which migrations were applied is unknown'}"
-            if applied and self.settings["migrate.reverse_on_failure"]:
-                check_reversible(applied)
-                self.reverse(self.release, applied)
-                stays = "; those applied were reversed"
-        except Failure as error:
-            stays += f": {error.what}"
-        failure.what += stays
-        if saved:
-            failure.what += f"; the database before it all comes back with: python3 deploy.py restore {saved} --yes"
-
-    def restart(self) -> None:
-        """Step 7: prove the candidate, switch to it, restart gunicorn, and check the health of the site."""
-        if self.candidate:
-            if self.health:
-                self.output.say(f"the candidate answers: {self.prove(self.candidate, self.health)}")
-            self.candidate.end()
-        os.sync()  # a power cut must not leave a release live whose files are empty
-        old = self.workspace.live()
-        self.replaced = old, self.workspace.linked(self.workspace.previous)
-        if old and old != self.release:
-            point(self.workspace.previous, old)
-        point(self.workspace.current, self.release)
-        self.run("restart.command", self.release)
-        if self.options.command == "restart":
-            self.run("restart.proxy", self.release)
-        self.check_health(self.release)
-
-    def booted(self, candidate: Candidate) -> Candidate:
-        """The candidate once it has booted, or a fresh one if it met static files that were only half there."""
-        try:
-            candidate.await_boot()
-        except Failure:
-            if not candidate.early or not candidate.ended(0):
-                raise
-            return self.renewed(candidate)
-        return candidate
-
-    def renewed(self, candidate: Candidate) -> Candidate:
-        """A fresh candidate in place of one that booted before its static files and its schema were there."""
-        candidate.end()
-        self.candidate = candidate = Candidate(self, self.release)
-        candidate.await_boot()
-        return candidate
-
-    def prove(self, candidate: Candidate, health: HealthCheck) -> str:
-        """How the candidate answered the health check; Failure when it does not."""
-        candidate = self.booted(candidate)
-        good, saw = health.wait(0, candidate.socket)
-        if not good:
-            candidate = self.renewed(candidate)
-            good, saw = health.wait(health.deadline, candidate.socket, alive=lambda: not candidate.ended(0))
-        if not good:
-            raise candidate.failure(saw)
-        return saw
-
-    def check_health(self, release: Path) -> None:
-        """Failure unless the site answers its health check, and from this release."""
-        if not self.health:
-            return
-        good, saw = self.ask_health(self.health.deadline)
-        if not good:
-            raise Failure(f"the site is not healthy: {saw}")
-        places = set(gunicorns(self.checkout).values())
-        if places and self.project(release).resolve() not in places:
-            raise Failure(f"gunicorn runs in {', '.join(map(str, places))}, not in {release}",
-                          f"its service must run in {self.workspace.current}")
-        self.output.say(f"the site answers: {saw}")
-
-    def go_back(self, old: Path | None, older: Path | None) -> None:
-        """Make `old` live again; whatever fails on the way is said, and what is live is asked for at the end."""
-        self.output.say(f"going back to {old.name}" if old else "there is no earlier release to go back to")
-        if not old:
-            return
-        point(self.workspace.current, old)
-        if older:
-            point(self.workspace.previous, older)
-        else:
-            self.workspace.previous.unlink(missing_ok=True)
-        for argv in self.settings["restart.command"]:
-            self.excuse(self.run, "restart.command", old, only=argv)
-        self.excuse(self.check_health, old)
-
-    def excuse(self, act: Callable[..., object], *arguments: object, **options: object) -> None:
-        """Act; a failure is said, and no more."""
-        try:
-            act(*arguments, **options)
-        except Exception as error:  # noqa: BLE001 - what is live does not depend on it
-            self.output.say(f"warning: {as_failure(error, self.output)}")
-
-    # ------------------------------------------------------------------------------------------- around the steps
-
-    def under_lock(self, act: Callable[[], None]) -> int:
-        """Act under the lock, after recovery; a failure leaves here as Failure, with all cleaned up."""
-        self.check_owner()
-        _ = self.variables  # a mistake in it is refused before anything is touched
-        os.umask(0o022)  # nginx must be able to read the static files, whoever deploys
-        self.workspace.make()
-        left = self.take_lock()
-        try:
-            if not self.resumed:
-                self.recover(left)
-            act()
-        except BaseException as error:  # noqa: BLE001 - a deployment goes back whatever happens
-            Interrupted.shielded = True
-            failure = as_failure(error, self.output)
-            self.open_log()
-            if self.candidate:
-                self.candidate.end()
-            self.excuse(self.undo_fast_forward)
-            if self.replaced:
-                self.go_back(*self.replaced)
-            self.excuse(self.undo_restore)
-            self.excuse(self.undo_reversal)
-            self.excuse(self.settle_schema, failure)
-            found, failure.live = self.state()
-            failure.status = NEEDS_HUMAN if found == NEEDS_HUMAN else failure.status
-            self.excuse(self.record, "interrupted" if isinstance(error, Interrupted) else "failed", failure.what,
-                        failure.live)
-            self.excuse(self.sweep)
-            raise failure from None
-        finally:
-            self.lock.release()
-            self.runner.inherited = ()
-            for entry in self.recorded:
-                self.excuse(notify, self, entry)
-        return OK
-
-    def take_lock(self) -> dict[str, Any]:
-        """Take the lock, or that of the version which this one replaces, and say in it who holds it; what was in it."""
-        left = {}
-        if self.resumed:
-            self.lock.descriptor = int(self.resumed.split()[0])
-            os.set_inheritable(self.lock.descriptor, False)
-        else:
-            left = self.lock.take(self.options.wait, self.output)
-        self.runner.inherited = (self.lock.descriptor,)
-        self.lock.write(command=self.options.command, by=started_by(), since=clock(), started=self.started,
-                        pid=os.getpid(), step="its start", **{key: left.get(key) for key in UNFINISHED})
-        return left
-
-    def recover(self, left: Mapping[str, Any]) -> None:
-        """Put right what a run that was cut off left behind, and say what was found and done."""
-        if left:
-            self.open_log()
-            self.output.say(f"found: a {left.get('command')} by {left.get('by')} was cut off at {left.get('step')}")
-            fields = ("release", "revision", "command", "by", "started")
-            self.record("cut off", **{key: left.get(key, "") for key in fields})
-        for process in gunicorns(self.workspace.releases, "candidate"):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)  # SIGTERM would have it remove the next one's socket
-        self.undo_fast_forward()
-        live, lines = self.workspace.live(), self.workspace.went_live()
-        proven = self.workspace.releases / lines[-1]["release"] if lines else None
-        if live and proven and live != proven and proven.is_dir():
-            self.open_log()
-            self.output.say(f"found: {live.name} was switched to, and is not known to be healthy")
-            self.go_back(proven, self.workspace.earlier(proven))
-        if left.get("database") or left.get("reversing"):  # after a power cut, the database may be down
-            self.run("services.command", self.checkout)
-        self.undo_restore()
-        self.undo_reversal()
-        self.sweep()
-
-    def undo_fast_forward(self) -> None:
-        """Undo the fast-forward of the checkout if it was cut off; every path of it was clean when it began."""
-        if not (target := self.lock.text.get("target")):
-            return
-        self.git.index_lock().unlink(missing_ok=True)  # our own git's: none of ours runs any more
-        added, others = (self.git.changed(f"--diff-filter={which}", "HEAD", target) for which in "Aa")
-        self.git("reset", "--quiet")
-        for name in added:
-            (self.checkout / name).unlink(missing_ok=True)
-        if others:
-            self.git("checkout", "--quiet", "HEAD", "--", *sorted(others))
-        self.lock.write(target="")
-        self.output.say("undid the fast-forward of the checkout, which was cut off")
-
-    def deploy(self) -> None:
-        """Take all steps; with --if-changed only when the branch, `.env` or the settings are not those of last time."""
-        if self.options.if_changed and not self.resumed:
-            self.output.quiet = True
-            self.revision = self.fetch(self.settings["pull.remote"], self.settings["pull.branch"])
-            last = [entry["inputs"] for entry in self.workspace.history() if entry.get("inputs")]
-            if last[-1:] == [self.inputs()]:
-                return
-        self.take(self.settings["deploy.steps"])
-
-    def inputs(self) -> str:
-        """A fingerprint of all that makes a deployment another one than the last."""
-        env = (self.checkout / self.settings["env.file"]).read_bytes()
-        return hashlib.sha256(b"\0".join((self.revision.encode(), env, self.settings_text))).hexdigest()
-
-    def rollback(self) -> None:
-        """Make the release that was named live again, or the newest healthy one before the live one."""
-        live, name = self.workspace.live(), self.options.release
-        release = self.workspace.releases / name if name else self.workspace.earlier(live)
-        if not release:
-            raise Failure("there is no earlier healthy release to go back to", "history shows what there was")
-        if release not in self.workspace.healthy():
-            raise Failure(f"{name} is no release that was healthy and is kept", "history shows those that were")
-        if release == live:
-            self.output.say(f"{name} is live already")
-            return
-        self.release, self.revision = release, self.workspace.entry(release)["revision"]
-        self.output.say(f"from {live.name if live else 'nothing'} to {release.name}")
-        self.open_log()
-        if self.settings["restart.candidate"]:
-            self.candidate = Candidate(self, release)  # it boots while the two schemas are compared
-        if live and self.settings["migrate.shell"]:
-            self.part_schema(live, release)
-        self.take(("restart",))
-        self.lock.write(reversing=None)
-
-    def part_schema(self, newer: Path, older: Path) -> None:
-        """Say which migrations separate two releases; with --reverse-migrations, back up and reverse them."""
-        self.output.label = "migrate"
-        try:
-            known, applied = self.migrations(older), [each for each in self.migrations(newer) if each["applied"]]
-        except Failure as error:
-            if self.options.reverse_migrations:
-                raise
-            self.output.say(f"warning: which migrations separate them is unknown: {error}")
-            return
-        if lacking := names(each for each in known if not each["applied"]):
-            raise Failure(f"{older.name} needs {lacking}, which the database lacks",
-                          f"deploy it instead: python3 deploy.py deploy {self.revision[:7]}")
-        between = [each for each in applied if each["name"] not in {one["name"] for one in known}]
-        apart = f"{newer.name} has {names(between) or 'no migration'} more than {older.name}"
-        if not self.options.reverse_migrations or not between:
-            self.output.say(f"{apart}; the schema stays{', see --reverse-migrations' if between else ''}")
-            return
-        check_reversible(between)
-        self.output.say(f"{apart}, to be reversed")
-        if self.candidate:  # what cannot be imported never touches the database
-            self.candidate.await_boot()
-        back_up(self, f"{self.started}-rollback")
-        self.lock.write(step="migrate", reversing=newer.name)
-        self.reverse(newer, between)
-
-    def undo_reversal(self) -> None:
-        """Apply again what a rollback reversed, if the release that needs it is live after all."""
-        live, name = self.workspace.live(), self.lock.text.get("reversing")
-        if live and live.name == name:
-            self.output.say(f"applying again what was reversed, because {name} is live")
-            self.patiently(lambda more: self.run("migrate.command", live, more))
-        if name:
-            self.lock.write(reversing=None)
-
-    def restart_all(self) -> None:
-        """Restart everything that the live release needs, in the order of a deployment; it proves itself first."""
-        live = self.workspace.live()
-        if not live:
-            raise Failure("nothing is live yet", "deploy first: python3 deploy.py")
-        self.release, self.revision = live, self.workspace.entry(live).get("revision", "")
-        self.take(("services", "restart"))
-
-    def take(self, steps: Sequence[str]) -> None:
-        """Take the steps, record the success, remove what is past its keep, and say what is live and what changed."""
-        self.open_log()
-        old = self.workspace.live()
-        for step in steps:
-            self.perform(step)
-        Interrupted.shielded = True  # what is recorded as live is not taken back
-        self.record("restarted" if self.options.command == "restart" else "live")
-        self.replaced = None
-        self.output.label = "deploy"
-        self.excuse(self.sweep, all_of_it=True)
-        self.excuse(say_changes, self, old)
-        healthy, see = (" and healthy", f"; see {self.health.address()}") if self.health else ("", "")
-        self.output.say(f"{self.release.name} is live{healthy}; it took {time.monotonic() - self.began:.1f} s{see}")
-
-    def perform(self, step: str) -> None:
-        """Take one step, with its hooks, and say how long it took."""
-        self.lock.write(step=step)
-        before = (entry.get("steps", {}).get(step) for entry in self.workspace.went_live()[-10:])
-        took = sorted(filter(None, before))
-        with self.output.step(step, took[len(took) // 2] if took else 0):
-            if self.settings.get(f"{step}.command") == () and step != "restart":
-                self.output.say("skipped: its command is empty")
-                return
-            if step in ("static", "migrate", "restart") and self.settings["restart.candidate"] and not self.candidate:
-                self.candidate = Candidate(self, self.release, early=step == "static")  # it boots while these steps run
-            began = time.monotonic()
-            try:
-                self.act(step)
-            finally:
-                self.seconds[step] = round(time.monotonic() - began, 3)
-            self.output.say(f"done in {self.seconds[step]:.1f} s", passing=True)
-
-    def act(self, step: str) -> None:
-        """What a step does, between its hooks."""
-        self.run(f"{step}.before", self.release)
-        if step == "env":
-            self.output.say(f"{plural(len(self.variables), 'variable')} in {self.settings['env.file']}")
-        elif step in ("services", "static"):  # Compose takes the name of its project from the checkout's
-            self.run(f"{step}.command", self.release if step == "static" else self.checkout)
-        else:
-            getattr(self, step)()
-        self.run(f"{step}.after", self.release)
-
-    def open_log(self) -> None:
-        """There is something to do: show and log all from now on, under a name that no other run has had."""
-        while not self.output.log and not self.resumed and (self.workspace.logs / f"{self.started}.log").exists():
-            time.sleep(0.1)  # the run before began in this very second
-            self.started = clock("%Y%m%dT%H%M%SZ")
-        self.output.open_log(self.workspace.logs / f"{self.started}.log")
-        self.output.quiet = self.options.command == "backup" and self.options.json  # its stdout is one line of JSON
-
-    def record(self, result: str, message: str = "", state: str = "", **changes: object) -> None:
-        """Write this run's line of the history."""
-        live, command = self.workspace.live(), self.options.command
-        counts = command == "deploy" and self.revision and not self.asked and result in ("live", "failed")
-        entry = {
-            "release": "" if self.release == self.checkout else self.release.name, "revision": self.revision,
-            "subject": self.output.mask(self.git.subject(self.revision)), "command": command, "by": started_by(),
-            "started": self.started, "ended": clock(), "seconds": round(time.monotonic() - self.began, 3),
-            "steps": self.seconds, "result": result, "message": self.output.mask(message),
-            "state": self.output.mask(state), "live": live.name if live else "",
-            "inputs": self.inputs() if counts else "",
-        } | changes
-        self.workspace.record(entry)
-        self.recorded.append(entry)
-
-    def sweep(self, all_of_it: bool = False) -> None:
-        """Remove the releases that are not kept; `all_of_it`: environments, backups and logs past their keep, too."""
-        kept = self.workspace.kept(self.settings["deploy.keep_releases"])
-        for release in sorted(set(self.workspace.releases.iterdir()) - kept):
-            self.git.drop_worktree(release)
-            self.output.say(f"removed the release {release.name}", shown=False)
-        for partial in self.workspace.backups.glob("*.part"):
-            partial.unlink()
-        if all_of_it:
-            used = {(self.project(release) / ".venv").resolve() for release in kept}
-            for venv in set(self.workspace.venvs.iterdir()) - used:
-                shutil.rmtree(venv)
-            self.sweep_backups("*-*.dump")
-            self.sweep_backups("*Z.dump")
-            for log in sorted(self.workspace.logs.glob("*.log"))[:-self.settings["deploy.keep_logs"]]:
-                log.unlink()
-
-    def sweep_backups(self, pattern: str) -> None:
-        """Keep the newest backups of a kind: those before a change have a `-` in their names, the others do not."""
-        for backup in sorted(self.workspace.backups.glob(pattern))[:-self.settings["backup.keep"]]:
-            backup.unlink()
-
-    # ---------------------------------------------------------------------------------------- backup and restore
-
-    def backup(self) -> None:
-        """Back the database up, by hand or from cron."""
-        self.open_log()
-        self.output.label = "backup"
-        path = back_up(self, self.started)
-        self.record("backed up", str(path))
-        self.sweep_backups("*Z.dump")  # this kind alone: a failed migration's stays
-        if self.options.json:
-            print(json.dumps({"file": str(path), "bytes": path.stat().st_size, "started": self.started}))
-
-    def restore(self) -> None:
-        """Put a backup in the place of the database; with --test, restore it beside that and drop it again."""
-        self.open_log()
-        self.output.label = "restore"
-        file, test, say = self.options.file, self.options.test, self.output.say
-        database = f"restore_{self.started.lower()}"
-        verify(self, file)
-        before = self.count("")
-        say(f"restoring {file} beside the database")
-        self.lock.write(step="restore", database=database)
-        with open(file, "rb") as dump:
-            self.on_database("load", database, dump.fileno())
-        say(f"the backup holds {self.count(database)}; the database {before}")
-        if not test:
-            self.exchange(database)
-        self.undo_restore()
-        self.record("tested" if test else "restored", str(file))
-        say(f"{file} {'can be restored; nothing was changed' if test else 'is the database now, and takes writes'}")
-
-    def exchange(self, database: str) -> None:
-        """Put the restored database in the live one's place, and back if the site is not healthy with it."""
-        self.output.say("from now on the database takes no writes; reads go on")
-        self.lock.write(frozen=True)
-        self.on_database("freeze", database)
-        back_up(self, f"{self.started}-restore")
-        Interrupted.shielded = True  # what follows takes a moment, and is not left half done
-        live = self.workspace.live()
-        self.on_database("swap", database)
-        try:
-            if live:
-                self.check_health(live)
-        except Failure:
-            self.on_database("swap", database)
-            raise
-        with contextlib.suppress(Failure):
-            if live and (lacking := names(each for each in self.migrations(live) if not each["applied"])):
-                self.output.say(f"note: the restored database lacks {lacking}; python3 deploy.py applies them")
-
-    def undo_restore(self) -> None:
-        """Let the database take writes again, and drop the one beside it, be that the restored or the old one."""
-        if not (database := self.lock.text.get("database")):
-            return
-        if self.lock.text.get("frozen"):
-            self.on_database("thaw", database)
-        self.on_database("drop", database)
-        self.lock.write(database=None, frozen=None)
-
-    def on_database(self, act: str, database: str, stdin: int = subprocess.DEVNULL) -> str:
-        """Run [restore] command for an act on a database; what it wrote."""
-        words = {"{act}": act, "{database}": database}
-        return "\n".join(self.run("restore.command", self.checkout, quiet=True, stdin=stdin,
-                                  only=[words.get(word, word) for word in argv])
-                         for argv in self.settings["restore.command"])
-
-    def count(self, database: str) -> str:
-        """How many tables and rows a database holds (empty: the live one), for a sentence; Failure if it has none."""
-        rows = [int(found[-1]) for line in self.on_database("count", database).splitlines()
-                if (found := re.findall(r"\d+", line))]
-        if database and not rows:
-            raise Failure("the backup holds no table", "restore another one")
-        return f"{plural(len(rows), 'table')} with {plural(sum(rows), 'row')}"
-
-
-MAKE_ROOM = "make room, as df -h shows where, then try again"
-
-
-def as_failure(error: BaseException, output: Output) -> Failure:
-    """Any error as the Failure that the user reads; the traceback of one that nobody foresaw goes to the log."""
-    if isinstance(error, Failure):
-        return error
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return Failure("the disk is full", "make room (df -h shows where), then deploy again")
-    for line in "".join(traceback.format_exception(error)).splitlines():
-        output.say(line, shown=False)
-    return Failure(f"{type(error).__name__}: {error}", "see the log: python3 deploy.py logs")
-
-
-# ---------------------------------------------------------------------------------------------------- backup
-
-def back_up(site: Site, name: str) -> Path:
-    """Stream the backup command's output into a file that is whole, and proven, once it has its name."""
-    if not site.settings["backup.command"]:
-        raise Failure("the database cannot be backed up: [backup] command is empty", "say there how it is")
-    path = site.workspace.backups / f"{name}.dump"
-    partial = path.with_suffix(".part")
-    check_room(path.parent)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        site.run("backup.command", site.checkout, quiet=True, stdout=descriptor)
-        os.fsync(descriptor)
-        size = os.fstat(descriptor).st_size
-        if not size:
-            raise Failure("the backup is empty", "mend [backup] command: it must write the dump to its stdout")
-        verify(site, partial)
-        partial.replace(path)
-        sync(path.parent)
-    except (CommandFailed, OSError):
-        if shutil.disk_usage(path.parent).free < PIECE:
-            raise Failure("the backup has filled the disk", MAKE_ROOM) from None
-        raise
-    finally:
-        os.close(descriptor)
-        partial.unlink(missing_ok=True)
-    site.output.say(f"backed up: {path} ({size / 1e6:.1f} MB)")
-    for argv in site.settings["backup.after"]:
-        site.run("backup.after", site.checkout, only=[word.replace("{file}", str(path)) for word in argv])
-    return path
-
-
-def check_room(folder: Path) -> None:
-    """Failure unless a backup as large as the last one fits on the disk, with some room to spare."""
-    sizes = [backup.stat().st_size for backup in sorted(folder.glob("*.dump"))]
-    needed, free = sum(sizes[-1:]) * 1.2 + 16 * PIECE, shutil.disk_usage(folder).free
-    if free < needed:
-        raise Failure(f"there is no room for a backup: {free / 1e6:.0f} MB are free in {folder}, "
-                      f"and {needed / 1e6:.0f} are needed", MAKE_ROOM)
-
-
-def verify(site: Site, file: Path) -> None:
-    """Failure unless [backup] verify, which gets it on its stdin, finds that a file is a whole backup."""
-    try:
-        with open(file, "rb") as dump:
-            site.run("backup.verify", site.checkout, quiet=True, stdin=dump.fileno())
-    except CommandFailed as error:
-        raise Failure(f"{file.name} is not a whole backup: {error.what}", "see what [backup] command writes",
-                      details=error.details) from None
-
-
-# --------------------------------------------------------------------------------------------- what changed
-
-def say_changes(site: Deployment, old: Path | None) -> None:
-    """Say what the release of this run changed against the one that was live before it, a line each."""
-    before = site.workspace.entry(old).get("revision")
-    if not old or not before:
-        return
-    log = site.git("log", "--left-right", "--format=%m %h %s", f"{before}...{site.revision}").splitlines()
-    was, now = (packages(site.project(release) / "Pipfile.lock") for release in (old, site.release))
-    moved = [name for name in sorted(was | now) if was.get(name) != now.get(name)]
-    for line in (*shortened([f"commit {'taken back ' if line[0] == '<' else ''}{line[2:]}" for line in log]),
-                 *(f"migration {each['name']}" for each in (site.migrating or [[]])[0]),
-                 *shortened([f"package {name}: {was.get(name, 'none')} -> {now.get(name, 'none')}" for name in moved])):
-        site.output.say(line)
+    def fast_forward(self, journal: Journal, revision: str) -> None:
+        """Bring the checkout to a revision that is known to follow."""
+        with journal.doing("fast-forward", target=revision):
+            self("merge", "--ff-only", "--quiet", revision, timeout=600)
+
+    def undo_fast_forward(self, target: str) -> None:
+        """Put every path that the revision changes back to HEAD's, as each was at the beginning."""
+        changed = self.changed("HEAD", target)
+        added = self.changed("--diff-filter=A", "HEAD", target)
+        self("reset", "--quiet")
+        for path in (self.checkout / name for name in added):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                if path.parent.resolve() == path.parent:  # what lies behind a link is not meant
+                    path.unlink()
+        with tempfile.TemporaryFile() as paths:
+            paths.write(b"\0".join(os.fsencode(name) for name in changed - added))
+            paths.seek(0)
+            back = ("checkout-index", "--force", "--index", "-z", "--stdin")
+            self(*back, stdin=paths.fileno(), timeout=600)
+        if left := self.changed("HEAD") & changed:
+            names = ", ".join(shortened(sorted(left)))
+            raise Failure(f"the checkout is not as HEAD has it: {names}", "git status")
+
+
+def undo_fast_forward(site: Site, act: Act) -> str:
+    """Undo a fast-forward of the checkout that was cut off."""
+    site.git.remove_stale_locks()
+    site.git.undo_fast_forward(str(act["target"]))
+    return "undid the fast-forward of the checkout, which was cut off"
+
+
+def git_folder(checkout: Path) -> Path:
+    """The .git of a checkout; of one that is a worktree itself, the folder that the file names."""
+    path = checkout / ".git"
+    named = path.read_text(encoding="utf-8") if path.is_file() else path.name
+    return checkout / named.removeprefix("gitdir:").strip()
 
 
 def shortened(lines: list[str], most: int = 10) -> list[str]:
@@ -1881,42 +1647,621 @@ def shortened(lines: list[str], most: int = 10) -> list[str]:
     return lines if len(lines) <= most + 1 else [*lines[:most], f"and {len(lines) - most} more"]
 
 
-def packages(lock: Path) -> dict[str, str]:
-    """The packages of a Pipfile.lock with their versions, or what stands in place of one."""
-    found = json.loads(lock.read_bytes())["default"] if lock.is_file() else {}
-    return {name: str(each.get("version") or each.get("ref")).removeprefix("==") for name, each in found.items()}
+# ----------------------------------------------------------------------------------- health check
+
+Answer = tuple[bool, str]  # whether it is the expected one, and what was seen
 
 
-# -------------------------------------------------------------------------------------------- notifications
+def http_opener(unix: Path | None) -> Any:
+    """A urllib opener that follows no redirect and asks no proxy, or one for a unix socket."""
+    import http.client  # here, because with ssl it takes longer to load than all the rest
+    from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, Request
 
-FAILURES = ("failed", "interrupted", "cut off")
+    class Unix(http.client.HTTPConnection):
+        def connect(self) -> None:
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.settimeout(self.timeout)
+            self.sock.connect(str(unix))
+
+    class ThroughUnix(HTTPHandler):
+        def default_open(self, request: Request) -> http.client.HTTPResponse:
+            return self.do_open(Unix, request)
+
+    opener = OpenerDirector()  # with no handler of redirects, proxies or errors
+    for handler in [ThroughUnix()] if unix else [HTTPHandler(), HTTPSHandler()]:
+        opener.add_handler(handler)
+    return opener
 
 
-def notify(site: Deployment, entry: Mapping[str, Any]) -> None:
-    """Tell the journal, the webhook and the command of [notify] of a line of the history."""
-    failed, limit = entry["result"] in FAILURES, site.settings["notify.timeout"]
-    text = site.output.mask(announcement(site, entry))
-    to_journal(site.settings["notify.journal"], {
-        "MESSAGE": text, "PRIORITY": "3" if failed else "6", "SYSLOG_IDENTIFIER": "deploy",
-        **{f"DEPLOY_{key.upper()}": str(entry[key]) for key in ("command", "result", "release", "revision", "by")}})
-    before = [each["result"] in FAILURES for each in site.workspace.history()
-              if each["command"] == entry["command"] and each["started"] < entry["started"]]
-    if not failed and site.settings["notify.on"] not in ("always", "recovery" if before[-1:] == [True] else ""):
+@dataclass(frozen=True)
+class HealthCheck:
+    """What a healthy site answers to which question: the settings of [health]."""
+
+    of: HealthSection
+    host: str
+
+    def ask(self, unix: Path | None) -> Answer:
+        """Ask once."""
+        import urllib.request
+
+        where = f"{self.of.url}{' on the private socket' if unix else ''}"
+        host = {"Host": self.host} if self.host else {}
+        headers = {"User-Agent": "deploy.py", **self.of.headers, **host}
+        try:
+            request = urllib.request.Request(self.of.url, headers=headers)
+            with http_opener(unix).open(request, timeout=self.of.timeout) as answer:
+                saw = f"{answer.status} {answer.reason} for {where}"
+                if answer.status != self.of.expect:
+                    return False, f"{saw}, expected {self.of.expect}"
+                if self.of.contains and self.of.contains.encode() not in answer.read(1 << 20):
+                    return False, f"{saw}, but without the text {self.of.contains!r}"
+                return True, saw
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it
+            return False, f"no answer from {where} ({getattr(error, 'reason', None) or error})"
+
+    def address(self) -> str:
+        """Where a browser finds the site: by its public name if it has one."""
+        scheme = self.of.headers.get("X-Forwarded-Proto", "http")
+        return f"{scheme}://{self.host}/" if re.search(r"[A-Za-z-]\.", self.host) else self.of.url
+
+    def wait(
+        self, seconds: float, unix: Path | None = None, alive: Callable[[], bool] = lambda: True
+    ) -> Answer:
+        """Ask until the answer is right, for so many seconds, with growing pauses; once if 0."""
+        until, rest = time.monotonic() + seconds, 0.1
+        while True:
+            good, saw = within(self.of.timeout, lambda: self.ask(unix), self.of.url)
+            if good or time.monotonic() + rest > until or not alive():
+                return good, saw
+            pause(rest)
+            rest = min(rest * 2, 3.0)
+
+
+def within(seconds: float, ask: Callable[[], Answer], name: str) -> Answer:
+    """The answer, if it is there in time: urllib's own limit holds for each socket call alone."""
+    answers: list[Answer] = []
+    threading.Thread(target=lambda: answers.append(ask()), daemon=True).start()
+    wait_until(lambda: answers, seconds)
+    return answers[0] if answers else (False, f"no answer from {name} within {seconds:g} s")
+
+
+# --------------------------------------------------------------------------------------- database
+
+LOCK_TIMEOUT = re.compile(r"LockNotAvailable|lock (wait )?timeout", re.IGNORECASE)
+RELOCK = "run pipenv lock, commit Pipfile.lock and push"
+MAKE_ROOM = "make room, as df -h shows where, then try again"
+
+
+def migrations_in_django() -> None:
+    """Run in a project's `manage.py shell`: list migrations, or reverse those of DEPLOY_UNDO."""
+    import json
+    import os
+
+    from django.core.management import call_command
+    from django.db import connection
+    from django.db.migrations import DeleteModel, RemoveField
+    from django.db.migrations.executor import MigrationExecutor
+
+    executor = MigrationExecutor(connection, print)
+    plan = executor.migration_plan(executor.loader.graph.leaf_nodes(), clean_start=True)
+    applied, undo = executor.loader.applied_migrations, os.environ.get("DEPLOY_UNDO", "").split()
+    known = [(each, (each.app_label, each.name) in applied) for each, _ in plan]
+    if undo:
+        done = [each for each, is_applied in reversed(known) if is_applied]
+        executor.migrate(None, [(each, True) for each in done if str(each) in undo])
         return
-    if name := site.settings["notify.webhook"]:
-        payload = {"text": text, "content": text, "details": entry}
-        to = site.variables.get(name, f"no {name} in {site.settings['env.file']}")
-        told, saw = within(limit, lambda: post(to, payload, limit), "it")
-        if not told:
-            site.output.say(f"warning: the webhook was not told: {saw}")
-    for argv in site.settings["notify.command"]:
-        site.excuse(site.runner.run, [*argv, text], site.checkout, site.environment(site.checkout), limit, quiet=True)
+    # it refuses what Django's checks find, migrations in conflict, and an inconsistent history
+    call_command("migrate", plan=True, skip_checks=False)
+    found = [
+        {
+            "name": str(each),
+            "applied": is_applied,
+            "reversible": all(one.reversible for one in each.operations),
+            "removes": [
+                one.describe()
+                for one in each.operations
+                if isinstance(one, (DeleteModel, RemoveField))
+            ],
+        }
+        for each, is_applied in known
+    ]
+    print(json.dumps(found))
 
 
-def announcement(site: Site, entry: Mapping[str, Any]) -> str:
-    """A line of the history as one sentence, no longer than Discord takes."""
-    what = entry["message"] or f"{entry['release']} is live, {entry['subject']}"
-    said = (f"{entry['command']} {entry['result']}", what, entry["state"], f"by {entry['by']}", entry["started"])
+# read now: while this waits for the lock, another run may bring another version of this file
+MIGRATIONS = f"{inspect.getsource(migrations_in_django)}\nmigrations_in_django()\n".encode()
+
+
+@dataclass(frozen=True)
+class Migration:
+    """What Django knows of one migration."""
+
+    name: str
+    applied: bool
+    reversible: bool
+    removes: list[str]
+
+
+def list_names(migrations: Iterable[Migration]) -> str:
+    """The names of migrations, for a sentence."""
+    return ", ".join(each.name for each in migrations)
+
+
+class Database:
+    """The database of the site: its migrations, its backups, and one that is restored beside it."""
+
+    def __init__(self, site: Site) -> None:
+        self.site, self.settings = site, site.settings
+
+    def migrations(self, release: Release) -> list[Migration]:
+        """Every migration that a release knows, in their order."""
+        if not self.settings.migrate.shell:
+            return []
+        try:
+            said = self.in_django(release, quiet=True).splitlines()
+            return [Migration(**each) for each in json.loads(said[-1])]
+        except (ValueError, IndexError, TypeError):
+            raise Failure(
+                "[migrate] shell did not list the migrations",
+                "it must run the Python that it gets on its stdin, as manage.py shell does",
+            ) from None
+
+    def in_django(self, release: Release, quiet: bool = False) -> str:
+        """Run the function above in a release's own Django; what it wrote if it was quiet."""
+        section = self.settings.migrate
+        with (
+            tempfile.TemporaryFile() as file
+        ):  # manage.py shell passes over a pipe that is empty yet
+            file.write(MIGRATIONS)
+            file.seek(0)
+            return self.site.run(section.shell, release, section.timeout, quiet, file)
+
+    def migrate(self, release: Release) -> None:
+        """Apply what a release knows and the database lacks."""
+        section = self.settings.migrate
+        self.change(release, lambda place: self.site.run(section.command, place, section.timeout))
+
+    def reverse(self, release: Release, chosen: Iterable[Migration]) -> None:
+        """Reverse migrations with the code of a release, last first."""
+        undo = {"DEPLOY_UNDO": " ".join(each.name for each in chosen)}
+        self.change(release.plus(undo), self.in_django)
+
+    def change(self, release: Release, change: Callable[[Release], object]) -> None:
+        """Change the schema under a lock timeout; while only a lock is in the way, try again."""
+        limit, rest = self.settings.migrate.lock_timeout, 1.0
+        until = time.monotonic() + self.settings.migrate.timeout
+        options = release.environment.get("PGOPTIONS", "")  # only PostgreSQL reads it
+        options = f"{options} -c lock_timeout={limit * 1000:.0f}ms".strip()
+        while True:
+            try:
+                change(release.plus({"PGOPTIONS": options}))
+                return
+            except CommandFailed as error:
+                in_the_way = LOCK_TIMEOUT.search("\n".join(error.details))
+                if not in_the_way or time.monotonic() + rest > until:
+                    raise
+            held = f"another transaction held a lock for more than {limit:g} s"
+            say(f"{held}; trying again in {rest:g} s")
+            pause(rest)  # the requests that waited behind the migration have their turn
+            rest = min(rest * 2, 30.0)
+
+    def back_up(self, name: str) -> Path:
+        """Write a backup to a file that is whole, and proven, once it has its name."""
+        section, path = self.settings.backup, self.site.backups / f"{name}.dump"
+        if not section.command:
+            raise Failure(
+                "the database cannot be backed up: [backup] command is empty", "say there how it is"
+            )
+        check_room(path.parent)
+        partial = path.with_suffix(".part")
+        with self.site.journal.doing("partial", path=f"backups/{partial.name}"):
+            self.dump(partial)
+            self.verify(partial)
+            partial.replace(path)
+            flush(path.parent)
+        say(f"backed up: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        self.site.run(section.after, self.site.checkout, 600, file=path)
+        return path
+
+    def dump(self, partial: Path) -> None:
+        """Stream what the backup command writes into a file."""
+        section = self.settings.backup
+        with open(partial, "wb", opener=owner_only) as file:
+            try:
+                self.site.run(
+                    section.command, self.site.checkout, section.timeout, quiet=True, stdout=file
+                )
+                os.fsync(file.fileno())
+            except (CommandFailed, OSError):
+                if shutil.disk_usage(partial.parent).free < PIECE:
+                    raise Failure("the backup has filled the disk", MAKE_ROOM) from None
+                raise
+        if not partial.stat().st_size:
+            raise Failure(
+                "the backup is empty",
+                "mend [backup] command: it must write the dump to its stdout",
+            )
+
+    def verify(self, file: Path) -> None:
+        """Failure unless [backup] verify finds that the file on its stdin is a whole backup."""
+        section = self.settings.backup
+        try:
+            with open(file, "rb") as dump:
+                self.site.run(section.verify, self.site.checkout, section.timeout, True, dump)
+        except CommandFailed as error:
+            raise Failure(
+                f"{file.name} is not a whole backup: {error.what}",
+                "see what [backup] command writes",
+                details=error.details,
+            ) from None
+
+    def restore(self, act: str, database: str, dump: IO[bytes] | None = None) -> str:
+        """Run [restore] command for an act on a database beside the live one; what it wrote."""
+        run, section, place = self.site.run, self.settings.restore, self.site.checkout
+        return run(section.command, place, section.timeout, True, dump, act=act, database=database)
+
+    def count(self, database: str) -> str:
+        """How many tables and rows a database has (empty: the live one); Failure if it has none."""
+        lines = self.restore("count", database).splitlines()
+        rows = [int(found[-1]) for line in lines if (found := re.findall(r"\d+", line))]
+        if database and not rows:
+            raise Failure("the backup holds no table", "restore another one")
+        return f"{plural(len(rows), 'table')} with {plural(sum(rows), 'row')}"
+
+
+def remove_partial(site: Site, act: Act) -> str:
+    """Remove a backup or a virtual environment that was cut off."""
+    path = site.workspace / str(act["path"])
+    if path.parent.parent == site.workspace and path.name != "..":
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return ""
+
+
+def check_room(folder: Path) -> None:
+    """Failure unless a backup as large as the largest fits on the disk, with room to spare."""
+    largest = max((each.stat().st_size for each in folder.glob("*.dump")), default=0)
+    needed, free = largest * 1.2 + 16 * PIECE, shutil.disk_usage(folder).free
+    if free < needed:
+        raise Failure(
+            f"there is no room for a backup: {free / 1e6:.0f} MB are free in {folder}, "
+            f"and {needed / 1e6:.0f} are needed",
+            MAKE_ROOM,
+        )
+
+
+# ------------------------------------------------------------------------------------------- site
+
+FOREIGN = re.compile(r"GIT_(?!SSH|ASKPASS)|PIPENV_|VIRTUAL_ENV$|PYTHON(PATH|HOME)$|DEPLOY_")
+USUAL_PATH = "~/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/snap/bin"
+
+
+class Site:
+    """The checkout with its settings, and the parts that every command works with."""
+
+    def __init__(self, config: Path) -> None:
+        self.settings, self.settings_file = read_settings(config), config.resolve()
+        self.settings_text, self.root = self.settings_file.read_bytes(), self.settings_file.parent
+        self.workspace = (self.root / self.settings.deploy.workspace).resolve()
+        self.folders = [self.workspace / name for name in ("releases", "venvs", "backups", "logs")]
+        _, self.venvs, self.backups, self.logs = self.folders
+        self.maintenance = self.workspace / "maintenance"  # nginx answers 503 while it is there
+        self.candidate_mark = self.workspace / "candidate"  # its processes have it open
+        self.candidate_socket = self.workspace / "candidate.sock"
+        self.lock = Lock(git_folder(self.root))
+        self.journal = Journal(self.workspace / "journal.json")
+        self.commands, self.history = Commands(self.lock), History(self.workspace / "history.jsonl")
+        self.git = Git(self.root, self.commands, self.base)
+        self.releases = Releases(
+            self.workspace, self.history, self.settings.deploy.project, lambda: self.environment
+        )
+        self.database = Database(self)
+
+    @functools.cached_property
+    def base(self) -> dict[str, str]:
+        """The environment of every command before `.env`, without git's, pipenv's, Python's own."""
+        kept = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
+        # cron and ssh give a short PATH
+        path = f"{kept.get('PATH', '')}:{os.path.expanduser(USUAL_PATH)}".split(":")
+        ssh = kept.get("GIT_SSH_COMMAND", "ssh") + " -o BatchMode=yes -o ConnectTimeout=20"
+        return kept | {
+            "PATH": ":".join(filter(None, dict.fromkeys(path))),
+            "PYTHONUNBUFFERED": "1",
+            "GIT_TERMINAL_PROMPT": "0",
+            "GIT_SSH_COMMAND": ssh,
+            "PIPENV_DONT_LOAD_ENV": "1",
+            "PIPENV_NOSPIN": "1",
+            "PIPENV_IGNORE_VIRTUALENVS": "1",
+            "PIPENV_YES": "1",
+            "WORKON_HOME": str(self.venvs),
+        }
+
+    @functools.cached_property
+    def variables(self) -> dict[str, str]:
+        """What `.env` says; its secrets are hidden from now on."""
+        found = read_env(self.root / self.settings.env.file)
+        hook = found.get(self.settings.notify.webhook, "")
+        redactor.hide({*secrets_in(found), hook, re.sub(r"^\w+://[^/]*/?", "", hook)})
+        return found
+
+    @functools.cached_property
+    def environment(self) -> dict[str, str]:
+        """The environment of every command that belongs to no release."""
+        return self.base | self.variables
+
+    @functools.cached_property
+    def checkout(self) -> Release:
+        """The checkout, as a place to run commands in."""
+        return self.releases.open(self.root)
+
+    @functools.cached_property
+    def hosts(self) -> list[str]:
+        """The public names of the site: those of ALLOWED_HOSTS."""
+        allowed = self.variables.get("ALLOWED_HOSTS", "")
+        return [each for each in re.findall(r"[^,\s]+", allowed) if each != "*"]
+
+    @functools.cached_property
+    def health(self) -> HealthCheck | None:
+        """The health check, its Host by default the first of ALLOWED_HOSTS; None without a url."""
+        section, host = self.settings.health, next(iter(self.hosts), "").lstrip(".")
+        return HealthCheck(section, section.host or host) if section.url else None
+
+    def run(
+        self,
+        lines: CommandLines,
+        place: Release,
+        timeout: float,
+        quiet: bool = False,
+        stdin: IO[bytes] | None = None,
+        stdout: IO[bytes] | None = None,
+        **words: object,
+    ) -> str:
+        """Run commands in a release's project, with {words} filled in; what quiet ones wrote."""
+        filled = {f"{{{name}}}": str(value) for name, value in words.items()}
+        return "\n".join(
+            self.commands.run(
+                [filled.get(word, word) for word in argv],
+                place.project,
+                place.environment,
+                timeout,
+                quiet,
+                stdin.fileno() if stdin else subprocess.DEVNULL,
+                stdout.fileno() if stdout else subprocess.PIPE,
+            )
+            for argv in lines
+        )
+
+    def start_services(self) -> None:
+        """Have the database and the cache up; Compose names its project after the checkout."""
+        section = self.settings.services
+        self.run(section.command, self.checkout, section.timeout)
+
+    def check_place(self) -> None:
+        """Failure unless this is a checkout, and of the user who runs this."""
+        if self.root.parent.name == "releases" and (self.root.parents[1] / "current").is_symlink():
+            raise Failure(
+                f"{self.root} is a release, not the checkout",
+                f"run it there: cd {self.lock.path.parents[2]}",
+                MISTAKE,
+            )
+        if not self.lock.path.exists():
+            raise Failure(
+                f"{self.root} is not a git checkout",
+                "keep the settings file in the checkout",
+                MISTAKE,
+            )
+        owner, user = (user_name(each) for each in (self.root.stat().st_uid, os.geteuid()))
+        if owner != user:
+            raise Failure(
+                f"{self.root} belongs to {owner}, and you are {user}",
+                f"run it as its owner: sudo -u {owner} python3 {SCRIPT}",
+            )
+
+    def prepare(self) -> None:
+        """Look at all that can be wrong before the lock is taken, and make the workspace."""
+        self.check_place()
+        _ = self.variables  # a mistake in it is refused before anything is touched
+        os.umask(0o022)  # nginx must be able to read the static files, whoever deploys
+        for folder in self.folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        (self.workspace / ".gitignore").write_text("*\n", encoding="ascii")
+        remotes = self.git.ask("config", "--get-regexp", r"^remote\..*url$") or ""
+        redactor.hide(secrets_in_url(f"{self.settings.pull.remote}\n{remotes}"))
+
+
+def ask_health(site: Site) -> Answer:
+    """Whether the site answers its health check now, and what was seen."""
+    return site.health.wait(0) if site.health else (True, "not asked: [health] url is empty")
+
+
+def check_health(site: Site, release: Release) -> None:
+    """Failure unless the site answers its health check, and from this release."""
+    if not site.health:
+        return
+    good, saw = site.health.wait(site.settings.health.deadline)
+    if not good:
+        raise Failure(f"the site is not healthy: {saw}")
+    program = site.settings.restart.process
+    places = set(servers(site.root, program).values())
+    if program and release.project.resolve() not in places:
+        seen = ", ".join(map(str, sorted(places))) or "no folder that can be seen"
+        raise Failure(
+            f"{program} runs in {seen}, not in {release.folder}",
+            f"its service must run in {site.releases.current}, as your own user",
+        )
+    say(f"the site answers: {saw}")
+
+
+def what_is_live(site: Site) -> Answer:
+    """Whether what is live is as it should be, asked for now, and what it is."""
+    live = site.releases.live_name()
+    if not live:
+        return True, "no release is live yet"
+    if live not in site.releases.healthy():
+        return False, f"{live} is switched to, never was healthy, and nothing was live before it"
+    good, saw = ask_health(site)
+    if not good:
+        return False, f"{live} is live and NOT healthy: {saw}"
+    return True, f"{live} is live{' and healthy' if site.health else ''}"
+
+
+def judge(site: Site, status: int) -> tuple[int, str]:
+    """The exit status that a failure with this one deserves, and what is live, asked for now."""
+    stuck = ", ".join(act["act"] for act in site.journal.stuck)
+    good, what = what_is_live(site)
+    if stuck:
+        what += f"; {stuck} was left half way: run this again, which puts it right first"
+    return status if good and not stuck else NEEDS_HUMAN, what
+
+
+# -------------------------------------------------------------------------------------- candidate
+
+
+class Candidate:
+    """A release's own gunicorn on a private socket, which must answer before any user sees it."""
+
+    def __init__(self, site: Site, release: Release) -> None:
+        self.site, self.section, self.socket = site, site.settings.restart, site.candidate_socket
+        self.tail: deque[str] = deque(maxlen=TAIL)
+        self.act = site.journal.begin("candidate")
+        self.socket.unlink(missing_ok=True)
+        argv = [word.replace("{socket}", str(self.socket)) for word in self.section.candidate[0]]
+        # it does not inherit the lock, for it would never end after a killed deployer; but the next
+        # run knows it by this file, which it and all its workers have open
+        with open(site.candidate_mark, "w", encoding="ascii") as mark:
+            self.child = Child(
+                argv, release.project, release.environment, [self.keep_line], (mark.fileno(),)
+            )
+
+    def keep_line(self, line: str) -> None:
+        """Keep a line that it wrote."""
+        self.tail.append(f"| {line}")
+        log.debug(f"| {line}", extra={"step": "candidate"})
+
+    def end(self) -> None:
+        """End it, and remove its socket."""
+        end_candidates(self.site, self.act)
+        self.child.process.wait()
+        self.site.journal.end(self.act)
+
+    def await_boot(self) -> None:
+        """Wait until it accepts connections, with --preload after its import; else Failure."""
+
+        def booted() -> bool:
+            with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+                probe.connect(str(self.socket))
+                return True
+            if self.child.ended(0):
+                raise self.failure("it does not start")
+            return False
+
+        if not wait_until(booted, self.section.timeout):
+            raise self.failure(f"it has not started after {self.section.timeout:g} s")
+
+    def prove(self, health: HealthCheck) -> None:
+        """Have it answer the health check, or Failure."""
+        self.await_boot()
+        good, saw = health.wait(health.of.deadline, self.socket, lambda: not self.child.ended(0))
+        if not good:
+            raise self.failure(saw)
+        say(f"the candidate answers: {saw}")
+
+    def failure(self, saw: str) -> Failure:
+        """That it was not proven, and why, as far as its last lines tell."""
+        errors = [line[2:202] for line in self.tail if re.match(r"\| [A-Za-z][\w.]*: ", line)]
+        saw += f" ({errors[-1]})" if errors else ""
+        details = ["the candidate's last lines:", *self.tail] if self.tail else ()
+        return Failure(f"the candidate was not proven: {saw}", details=details)
+
+
+def end_candidates(site: Site, act: Act) -> str:
+    """End every candidate, with SIGKILL: after SIGTERM one might remove the socket of the next."""
+    for process in holders(site.candidate_mark):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    wait_until(lambda: not any(holders(site.candidate_mark)), GRACE)
+    for path in (site.candidate_socket, site.candidate_mark):
+        path.unlink(missing_ok=True)
+    return ""
+
+
+# ----------------------------------------------------------------------------------- what changed
+
+
+def say_changes(run: Run, before: str) -> None:
+    """Say what the release of this run changed against the one before it, a line each."""
+    site, release = run.site, run.release
+    if not before or run.command == "restart":
+        return
+    old = site.releases.open(site.releases.folder / before)
+    commits = (
+        site.git(
+            *("log", "--left-right", "--format=%m %h %s", f"{old.revision}...{release.revision}")
+        ).splitlines()
+        if old.revision
+        else []
+    )
+    was, now = packages(old), packages(release)
+    moved = [name for name in sorted(was | now) if was.get(name) != now.get(name)]
+    for line in (
+        *shortened(
+            [f"commit {'taken back ' if line[0] == '<' else ''}{line[2:]}" for line in commits]
+        ),
+        *(f"migration {each.name}" for each in run.migrated),
+        *shortened(
+            [
+                f"package {name}: {was.get(name, 'none')} -> {now.get(name, 'none')}"
+                for name in moved
+            ]
+        ),
+    ):
+        say(line)
+
+
+def packages(release: Release) -> dict[str, str]:
+    """The packages of a Pipfile.lock with their versions, or what stands in place of one."""
+    lock = release.project / "Pipfile.lock"
+    found = json.loads(lock.read_bytes())["default"] if lock.is_file() else {}
+    versions = {name: str(each.get("version") or each.get("ref")) for name, each in found.items()}
+    return {name: version.removeprefix("==") for name, version in versions.items()}
+
+
+# ---------------------------------------------------------------------------------- notifications
+
+
+def notify(site: Site, entry: Entry) -> None:
+    """Tell the journal of systemd, the webhook and the command of [notify] of an entry."""
+    section, text = site.settings.notify, clean(announcement(site, entry))
+    keys = ("command", "result", "release", "revision", "by")
+    told = {f"DEPLOY_{key.upper()}": str(vars(entry)[key]) for key in keys}
+    priority = "3" if entry.failed() else "6"
+    told |= {"MESSAGE": text, "PRIORITY": priority, "SYSLOG_IDENTIFIER": "deploy"}
+    to_journal(section.journal, told)
+    entries = site.history.entries()
+    before = [each for each in entries[: entries.index(entry)] if each.command == entry.command]
+    recovered = bool(before) and before[-1].failed()
+    wanted = {"always", "recovery"} if recovered else {"always"}
+    if not entry.failed() and section.on not in wanted:
+        return
+    if section.webhook:
+        payload = {"text": text, "content": text, "details": asdict(entry)}
+        to = site.variables.get(
+            section.webhook, f"no {section.webhook} in {site.settings.env.file}"
+        )
+        sent, saw = within(section.timeout, lambda: post(to, payload, section.timeout), "it")
+        if not sent:
+            log.warning(f"the webhook was not told: {saw}")
+    for argv in section.command:
+        command = [*argv, text]
+        try:
+            site.commands.run(command, site.root, site.environment, section.timeout, quiet=True)
+        except Failure as error:
+            log.warning(str(error))
+
+
+def announcement(site: Site, entry: Entry) -> str:
+    """An entry of the history as one sentence, no longer than Discord takes."""
+    what = entry.message or f"{entry.release} is live, {entry.subject}"
+    said = (f"{entry.command} {entry.result}", what, entry.state, f"by {entry.by}", entry.started)
     place = (site.health and site.health.host) or socket.gethostname()
     return f"{place}: {'; '.join(filter(None, said))}"[:2000]
 
@@ -1924,6 +2269,7 @@ def announcement(site: Site, entry: Mapping[str, Any]) -> str:
 def post(url: str, payload: Mapping[str, object], limit: float) -> Answer:
     """POST JSON once, with no proxy and no redirect."""
     import urllib.request
+
     try:
         headers = {"Content-Type": "application/json", "User-Agent": "deploy.py"}
         request = urllib.request.Request(url, json.dumps(payload).encode(), headers)
@@ -1936,175 +2282,876 @@ def post(url: str, payload: Mapping[str, object], limit: float) -> Answer:
 def to_journal(path: str, fields: Mapping[str, str]) -> None:
     """One structured entry for systemd's journal, where there is one, in its native protocol."""
     entry = "".join(f"{name}={' '.join(value.split())}\n" for name, value in fields.items())
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal,
+    ):
         journal.setblocking(False)
         journal.sendto(entry.encode("utf-8", "replace"), path)
 
 
-# -------------------------------------------------------------------------------------------- other commands
+# ---------------------------------------------------------------------------------------- the run
 
-def deploy_command(site: Deployment) -> int:
-    """Deploy the remote branch, or a revision."""
-    if not site.options.dry_run:
-        return site.under_lock(site.deploy)
-    site.check_owner()  # from here on nothing is started that changes anything
-    remote, branch, say = site.settings["pull.remote"], site.asked or site.settings["pull.branch"], site.output.say
-    refs = [f"refs/heads/{branch}", f"refs/tags/{branch}^{{}}", f"refs/tags/{branch}"]  # ^{}: what a tag names
-    listed = dict(line.split("\t")[::-1] for line in (site.git.ask("ls-remote", remote, *refs) or "").splitlines())
-    revision = next((listed[ref] for ref in refs if ref in listed), "") or site.git.commit(site.asked or "-")
-    if not revision:
-        raise Failure(f"{remote} has no {branch}, or cannot be reached", f"try: git ls-remote {remote}")
-    live = site.workspace.live()
-    say(f"would deploy {revision[:7]} ({branch}); live is {live.name if live else 'nothing'}; nothing is changed now")
-    builtin = {"env": [f"read {plural(len(site.variables), 'variable')}"],
-               "pull": [f"git fetch {remote}", f"git worktree add {site.workspace.releases}/…"]}
-    for step in site.settings["deploy.steps"]:
-        lines = [shlex.join(argv) for key in ("before", "command", "after")
-                 for argv in site.settings.get(f"{step}.{key}", ())] + builtin.get(step, [])
-        for line in lines or ["nothing: its command is empty"]:
-            say(line, step)
-    say(f"ask for {site.settings['health.url'] or 'nothing'}", "health")
+
+class Run:
+    """One run under the lock: what it works on, how long its steps take, and how it ends."""
+
+    def __init__(self, site: Site, command: str) -> None:
+        self.site, self.command, self.asked = site, command, ""
+        self.resumed = site.lock.started  # by the version of this program that this one replaces
+        self.began, self.started = time.monotonic(), self.resumed or clock(STAMP)
+        self.release, self.revision = site.checkout, ""  # until there is a candidate
+        self.durations: dict[str, float] = {}
+        self.migrated: list[Migration] = []
+        self.candidate: Candidate | None = None
+        self.logs = False  # whether there is a log
+        self.entries: list[Entry] = []  # of the history, still to be told
+
+    def recover(self) -> None:
+        """Note who runs; take back what a run that was cut off had begun, and say what it was."""
+        journal = self.site.journal
+        journal.load()
+        left = {key: str(value) for key, value in journal.run.items()}
+        now = {"command": self.command, "started": self.started, "step": "its start"}
+        journal.run = {}
+        journal.save(**now, by=started_by(), since=clock(), pid=os.getpid())
+        if self.resumed or not left:
+            return
+        self.show()
+        say("found: a {command} by {by} was cut off at {step}".format_map(defaultdict(str, left)))
+        keys = ("command", "by", "started", "release", "revision")
+        self.record("cut off", **{key: left.get(key, "") for key in keys})
+        self.site.git.remove_stale_locks()
+        if any(act["act"] in ("migrate", "reversal", "restore") for act in journal.begun):
+            self.site.start_services()  # after a power cut, the database may be down
+        for told in take_back(self.site):
+            say(told)
+        if any(act["act"] == "restore" for act in journal.stuck):  # all that follows makes it worse
+            journal.check_done()
+
+    def work_on(self, release: Release) -> None:
+        """This is the release that the run is about."""
+        self.release, self.revision = release, release.revision
+        self.site.journal.save(release=release.name, revision=release.revision)
+
+    def is_live(self) -> bool:
+        """Whether that is the live one."""
+        return self.release.name == self.site.releases.live_name()
+
+    def step(self, name: str) -> None:
+        """Take one step, with its hooks, and say how long it took."""
+        self.show()
+        self.site.journal.save(step=name)
+        before = (each.steps.get(name, 0.0) for each in self.site.history.went_live()[-10:])
+        took, began = sorted(filter(None, before)), time.monotonic()
+        section: Step = vars(self.site.settings)[name]
+        with console.step(name, took[len(took) // 2] if took else 0):
+            if vars(section).get("command") == () and name != "restart":
+                say("skipped: its command is empty")
+                return
+            try:
+                self.site.run(section.before, self.release, 600)
+                STEPS[name](self)
+                self.site.run(section.after, self.release, 600)
+            finally:
+                self.durations[name] = round(time.monotonic() - began, 3)
+            log.info(f"done in {self.durations[name]:.1f} s")
+
+    def start_candidate(self) -> None:
+        """Have the release's own gunicorn boot on its private socket, unless it does so already."""
+        if self.site.settings.restart.candidate and not self.candidate:
+            self.candidate = Candidate(self.site, self.release)
+
+    def end_candidate(self) -> None:
+        """It has been proven, or what it booted with is not what will be there."""
+        if self.candidate:
+            self.candidate.end()
+            self.candidate = None
+
+    def commit(self, result: str, message: str = "") -> None:
+        """What this run did is done for good; say what is live, if that is what it changed."""
+        site, releases = self.site, self.site.releases
+        with shielded():  # what is recorded is not taken back any more
+            self.record(result, message)
+            if result in ("live", "restarted"):
+                site.journal.stuck.clear()  # whatever it was, a release is live and healthy
+                console.label, health = "deploy", site.health
+                self.without_failing(self.remove_what_is_past_its_keep)
+                if result == "live":
+                    self.without_failing(say_changes, self, releases.linked(releases.previous))
+                healthy, see = (" and healthy", f"; see {health.address()}") if health else ("", "")
+                took = time.monotonic() - self.began
+                say(f"{self.release.name} is live{healthy}; it took {took:.1f} s{see}")
+
+    def fail(self, error: BaseException) -> Failure:
+        """Take back what was begun; the failure, with what is live now."""
+        failure = as_failure(error)
+        self.without_failing(self.show)
+        for told in take_back(self.site):
+            failure.add_note(told)
+        failure.status, failure.live = judge(self.site, failure.status)
+        result = "interrupted" if isinstance(error, Interrupted) else "failed"
+        self.without_failing(self.record, result, failure.message(), failure.live)
+        return failure
+
+    @staticmethod
+    def without_failing(act: Callable[..., object], *arguments: object) -> None:
+        """Act; a failure is said, and no more: what is live does not depend on it."""
+        try:
+            act(*arguments)
+        except Exception as error:  # noqa: BLE001 - whatever it was
+            log.warning(str(as_failure(error)))
+
+    def show(self) -> None:
+        """There is something to do: show and log all from now on, in a file of this run alone."""
+        console.hidden = False
+        while not self.logs:
+            path = self.site.logs / f"{self.started}.log"
+            self.logs = bool(self.resumed) or not path.exists()
+            if self.logs:
+                start_logging(path)
+            else:  # the run before began in this very second
+                pause(0.1)
+                self.started = clock(STAMP)
+
+    def inputs(self) -> str:
+        """A fingerprint of all that makes a deployment another one than the last."""
+        return hashlib.sha256(
+            b"\0".join(
+                (
+                    self.revision.encode(),
+                    (self.site.root / self.site.settings.env.file).read_bytes(),
+                    self.site.settings_text,
+                )
+            )
+        ).hexdigest()
+
+    def record(self, result: str, message: str = "", state: str = "", **changes: Any) -> None:
+        """Write this run's entry of the history; one of success commits all that was begun."""
+        counts = self.command == "deploy" and self.revision and not self.asked
+        entry = Entry(
+            command=self.command,
+            result=result,
+            started=self.started,
+            by=started_by(),
+            ended=clock(),
+            release="" if self.release is self.site.checkout else self.release.name,
+            revision=self.revision,
+            subject=clean(self.site.git.subject(self.revision)),
+            seconds=round(time.monotonic() - self.began, 3),
+            steps=dict(self.durations),
+            message=clean(message),
+            state=clean(state),
+            live=self.site.releases.live_name(),
+            inputs=self.inputs() if counts and result in ("live", "failed") else "",
+        )
+        self.entries.append(replace(entry, **changes))
+        if result in FAILURES:
+            self.site.history.record(self.entries[-1])
+        else:
+            self.site.journal.commit(self.entries[-1], self.site.history)
+
+    def remove_what_is_past_its_keep(self) -> None:
+        """Remove releases, environments, backups and logs that nobody needs any more."""
+        site, keep = self.site, self.site.settings.deploy
+        for folder in site.releases.past_keep(keep.keep_releases):
+            self.without_failing(site.git.remove_worktree, folder)
+        site.git.ask("worktree", "prune")  # what a release that was removed by hand left there
+        left = site.releases.folder.iterdir()
+        used = {(each / keep.project / ".venv").resolve() for each in left}
+        for venv in set(site.venvs.iterdir()) - used:
+            shutil.rmtree(venv)
+        # backups before a change have a `-` in their names, those made by hand or by cron do not
+        for pattern in ("*-*.dump", "*Z.dump"):
+            self.keep_newest(site.backups.glob(pattern), site.settings.backup.keep)
+        self.keep_newest(site.logs.glob("*.log"), keep.keep_logs)
+
+    def keep_newest(self, files: Iterable[Path], count: int) -> None:
+        """Remove all but the newest of these files, and never those of this very run."""
+        for file in self.site.history.oldest_first(files, self.started)[:-count]:
+            file.unlink()
+
+
+@contextlib.contextmanager
+def tell_afterwards(run: Run) -> Iterator[None]:
+    """When the lock is free and the journal closed, notify of what the history has of this run."""
+    try:
+        yield
+    finally:
+        with shielded():
+            for entry in run.entries:
+                run.without_failing(notify, run.site, entry)
+
+
+# -------------------------------------------------------------------------------------- the steps
+
+
+def read_environment(run: Run) -> None:
+    """Step 1: .env, which was read before anything was touched."""
+    say(f"{plural(len(run.site.variables), 'variable')} in {run.site.settings.env.file}")
+
+
+def pull(run: Run) -> None:
+    """Step 2: fetch, fast-forward the checkout, check the revision out into a folder of its own."""
+    site, section = run.site, run.site.settings.pull
+    revision = run.revision or fetch(run)
+    if not run.asked:
+        site.git.check_fast_forward(section.branch, f"{section.remote}/{section.branch}", revision)
+    folder = site.releases.folder / f"{run.started}-{revision[:7]}"
+    run.work_on(site.releases.open(folder, revision))
+    check_out(run)
+    say(f"{run.asked or section.branch} is {revision[:7]}: {site.git.subject(revision)}")
+    if not run.asked:
+        follow(run)
+
+
+def fetch(run: Run) -> str:
+    """Fetch the branch, or everything when a revision was asked for; the full hash of that."""
+    git, section = run.site.git, run.site.settings.pull
+    what = ["--tags", "--force"] if run.asked else [section.branch]
+    for left in reversed(range(section.retries + 1)):
+        try:
+            git("fetch", "--quiet", section.remote, *what, timeout=section.timeout)
+            break
+        except CommandFailed as error:
+            if not left:
+                raise why_not_fetched(run, error) from None
+        say("git fetch failed; trying again")
+        pause(2.0 * (section.retries - left + 1))
+    asked = [f"refs/remotes/{section.remote}/{run.asked}", run.asked]
+    if not (found := git.commit(*(asked if run.asked else ["FETCH_HEAD"]))):
+        raise Failure(
+            f"there is no revision {run.asked}", "name a branch, a tag or a commit that was pushed"
+        )
+    return found
+
+
+def why_not_fetched(run: Run, error: CommandFailed) -> Failure:
+    """Why a fetch failed, told apart by looking."""
+    git, section = run.site.git, run.site.settings.pull
+    remote, branch = section.remote, section.branch
+    if remote not in git("remote").split() and not re.search("[/:]", remote):
+        return Failure(f"the checkout has no remote {remote}", f"git remote add {remote} URL")
+    if git.ask("ls-remote", "--quiet", remote) is None:
+        return Failure(
+            f"the remote {remote} cannot be reached, or refuses this server's key",
+            f"try: git ls-remote {remote}",
+            details=error.details,
+        )
+    if not run.asked and not git.ask("ls-remote", remote, f"refs/heads/{branch}"):
+        return Failure(f"the remote {remote} has no branch {branch}", "mend [pull] branch")
+    return error
+
+
+def check_out(run: Run) -> None:
+    """Make the release's folder: the revision, its submodules, and links to what is shared."""
+    site, folder = run.site, run.release.folder
+    site.journal.begin("release", name=folder.name)
+    site.git("worktree", "add", "--quiet", "--detach", str(folder), run.revision, timeout=600)
+    if (folder / ".gitmodules").exists():
+        site.git(
+            *("submodule", "update", "--init", "--recursive", "--quiet"), folder=folder, timeout=600
+        )
+    for name in site.settings.deploy.shared:
+        link_shared(site.root, folder, name)
+
+
+def remove_release(site: Site, act: Act) -> str:
+    """Remove the folder of a release that never went live."""
+    folder = site.releases.folder / Path(str(act["name"])).name
+    if folder.name != site.releases.live_name():  # nothing was live before it: a human looks at it
+        site.git.remove_worktree(folder)
+    return ""
+
+
+def follow(run: Run) -> None:
+    """Fast-forward the checkout; if that brings another version of this program, become it."""
+    site, folder = run.site, run.release.folder
+    running = {os.path.relpath(path, site.root): path for path in (SCRIPT, site.settings_file)}
+    changed = site.git.changed("HEAD", run.revision) & set(running)
+    if changed:  # before the checkout follows: a tool that cannot start could never pull its cure
+        tool, ini = (folder / name if name in changed else running[name] for name in running)
+        trial = [sys.executable, str(tool), "-c", str(ini), "history"]
+        try:
+            site.commands.run(trial, folder, site.base, 60, quiet=True)
+        except CommandFailed as error:
+            raise Failure(
+                "the deploy.py or the settings file of this revision does not work",
+                status=MISTAKE,
+                details=error.details,
+            ) from None
+    site.git.fast_forward(site.journal, run.revision)
+    if changed and not run.resumed:
+        console.line = None  # on a terminal, the new version takes this step anew
+        say("deploy.py or its settings changed: starting over as the new version")
+        take_back(site)
+        site.lock.hand_over(run.started)
+        os.execv(sys.executable, [sys.executable, str(SCRIPT), *sys.argv[1:]])
+
+
+def install(run: Run) -> None:
+    """Step 3: the packages of Pipfile.lock, in the virtual environment that belongs to it."""
+    site, project = run.site, run.release.project
+    lock = project / "Pipfile.lock"
+    if not lock.is_file():
+        raise Failure("this revision has no Pipfile.lock", RELOCK)
+    python = find_python(site, lock)
+    key = hashlib.sha256(
+        repr((lock.read_bytes(), python, site.settings.install.command)).encode()
+    ).hexdigest()[:12]
+    venv = site.venvs / f"{python.name}-{key}"
+    if (venv / ".complete").exists():
+        say("nothing to install: the environment of this Pipfile.lock is complete")
+    else:
+        shutil.rmtree(venv, ignore_errors=True)
+        with site.journal.doing("partial", path=f"venvs/{venv.name}"):
+            install_packages(run, venv, python)
+            os.sync()  # a power cut must not leave the mark of one whose files are empty
+            (venv / ".complete").touch()
+            flush(venv)
+    (project / ".venv").symlink_to(os.path.relpath(venv, project.resolve()))
+    run.work_on(site.releases.open(run.release.folder, run.revision))
+
+
+def install_packages(run: Run, venv: Path, python: Path) -> None:
+    """Have pipenv fill a virtual environment; a stale lock is told apart by asking pipenv."""
+    section, site = run.site.settings.install, run.site
+    place = run.release.plus(
+        {"PIPENV_CUSTOM_VENV_NAME": venv.name, "PIPENV_DEFAULT_PYTHON_VERSION": str(python)}
+    )
+    try:
+        site.run(section.command, place, section.timeout)
+    except CommandFailed as error:
+        try:
+            site.run((("pipenv", "verify"),), place, section.timeout, quiet=True)
+        except Failure:
+            raise Failure(
+                "Pipfile.lock is stale: it was not made of this Pipfile",
+                RELOCK,
+                details=error.details,
+            ) from None
+        raise
+
+
+def find_python(site: Site, lock: Path) -> Path:
+    """The real path of the Python that the settings or Pipfile.lock ask for."""
+    try:
+        wanted = json.loads(lock.read_bytes())["_meta"].get("requires", {}).get("python_version", 3)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise Failure("Pipfile.lock is not a lock file", RELOCK) from None
+    name = site.settings.install.python or f"python{wanted}"
+    if not (path := shutil.which(name, path=site.base["PATH"])):
+        raise Failure(
+            f"{name} is not on this server",
+            f"sudo apt-get install {name}, or mend [install] python",
+        )
+    return Path(path).resolve()
+
+
+def start_services(run: Run) -> None:
+    """Step 4: the database and the cache are up and healthy."""
+    run.site.start_services()
+
+
+def collect_static(run: Run) -> None:
+    """Step 5: collectstatic, into the candidate's own folder."""
+    run.end_candidate()  # in another order of the steps, it has booted without its static files
+    section = run.site.settings.static
+    run.site.run(section.command, run.release, section.timeout)
+
+
+def migrate(run: Run) -> None:
+    """Step 6: if a migration is planned, back the database up and migrate."""
+    site, database = run.site, run.site.database
+    run.start_candidate()  # it boots while the migrations are listed
+    planned = [each for each in database.migrations(run.release) if not each.applied]
+    if not planned and site.settings.migrate.shell:
+        say("nothing to migrate")
+        return
+    say(f"to be applied: {list_names(planned) or 'unknown, because [migrate] shell is empty'}")
+    for each in planned:
+        if risks := [*([] if each.reversible else ["it cannot be reversed"]), *each.removes]:
+            what = "; ".join(risks)
+            say(f"note: {each.name}: {what}; the release before may not work with that")
+    if run.candidate:  # what cannot be imported never touches the database
+        run.candidate.await_boot()
+    backup = str(database.back_up(run.release.name)) if site.settings.backup.command else ""
+    if not backup:
+        say("no backup: [backup] command is empty")
+    listed = [each.name for each in planned]
+    site.journal.begin("migrate", release=run.release.name, planned=listed, backup=backup)
+    database.migrate(run.release)
+    run.migrated = planned
+    run.end_candidate()  # it has booted on the schema before
+
+
+def tell_of_migrations(site: Site, act: Act) -> str:
+    """Say which migrations were applied; reverse them if [migrate] says so."""
+    release = site.releases.open(site.releases.folder / str(act["release"]))
+    told, stays = "which migrations were applied is unknown", "the schema stays as it is"
+    try:
+        planned = [
+            each for each in site.database.migrations(release) if each.name in act["planned"]
+        ]
+        done, left = ([each for each in planned if each.applied is so] for so in (True, False))
+        if planned:
+            told = f"migrations applied: {list_names(done) or 'none'}; "
+            told += f"not applied: {list_names(left) or 'none'}"
+        if done and site.settings.migrate.reverse_on_failure:
+            check_reversible(done)
+            site.database.reverse(release, done)
+            stays = "those applied were reversed"
+    except Failure as error:
+        stays += f": {error.what}"
+    if act["backup"]:
+        back = f"python3 deploy.py restore {act['backup']} --yes"
+        stays += f"; the database before it all comes back with: {back}"
+    return f"{told}; {stays}"
+
+
+def check_reversible(migrations: Iterable[Migration]) -> None:
+    """Failure unless every one of these migrations can be reversed."""
+    if fixed := list_names(each for each in migrations if not each.reversible):
+        raise Failure(
+            f"no migration was reversed, because {fixed} cannot be",
+            "write a migration that undoes it",
+        )
+
+
+def restart(run: Run) -> None:
+    """Step 7: prove the candidate, switch to it, restart gunicorn, check the health of the site."""
+    site, section, releases = run.site, run.site.settings.restart, run.site.releases
+    run.start_candidate()
+    if run.candidate and site.health:
+        run.candidate.prove(site.health)
+    run.end_candidate()
+    os.sync()  # a power cut must not leave a release live whose files are empty
+    old, older = releases.live_name(), releases.linked(releases.previous)
+    site.journal.begin("switch", to=run.release.name, old=old, older=older)
+    releases.switch(run.release.name, older if run.is_live() else old)
+    site.run(section.command, run.release, section.timeout)
+    check_health(site, run.release)
+
+
+def go_back(site: Site, act: Act) -> str:
+    """Make the release before live again: switch, restart, and check the health of the site."""
+    section, old = site.settings.restart, str(act["old"])
+    if not old:
+        return "there is no earlier release to go back to"
+    say(f"going back to {old}")
+    older = str(act["older"])
+    site.releases.switch(old, older if (site.releases.folder / older).is_dir() else "")
+    place = site.releases.open(site.releases.folder / old)
+    for argv in section.command:
+        try:
+            site.run((argv,), place, section.timeout)
+        except Failure as error:  # the site itself is asked whether that matters
+            log.warning(str(error))
+    check_health(site, place)
+    return ""
+
+
+def has_changed(run: Run) -> bool:
+    """Whether the branch, .env or the settings are not those of the last deployment."""
+    if run.resumed:
+        return True
+    run.revision = fetch(run)
+    last = [entry.inputs for entry in run.site.history.entries() if entry.inputs]
+    return last[-1:] != [run.inputs()]
+
+
+def report_health(run: Run) -> int:
+    """The exit status when nothing is new; what is wrong with the site is said once."""
+    good, saw = ask_health(run.site)
+    last = [entry for entry in run.site.history.entries() if entry.command == "deploy"][-1:]
+    known = [entry.message for entry in last if entry.result == "unhealthy"]
+    if known if good else known != [clean(saw)]:
+        console.hidden = False
+        said = "is healthy again" if good else f"is not healthy: {saw}"
+        say(f"nothing is new, and the site {said}; see: python3 deploy.py status")
+        run.record("healthy" if good else "unhealthy", saw)
+    return OK if good else FAILED
+
+
+# ----------------------------------------------------------------------------------- rolling back
+
+
+def compare_schemas(run: Run, reverse_migrations: bool) -> None:
+    """Say which migrations separate two releases; back up and reverse them if asked to."""
+    site, older, newer = run.site, run.release, run.site.releases.live()
+    say(f"from {newer.name if newer else 'nothing'} to {older.name}")
+    run.show()
+    run.start_candidate()  # it boots while the two schemas are compared
+    if not newer or not site.settings.migrate.shell:
+        return
+    console.label = "migrate"
+    try:
+        known = {each.name: each.applied for each in site.database.migrations(older)}
+        applied = [each for each in site.database.migrations(newer) if each.applied]
+    except Failure as error:
+        if reverse_migrations:
+            raise
+        log.warning(f"which migrations separate them is unknown: {error}")
+        return
+    if lacking := ", ".join(name for name, is_applied in known.items() if not is_applied):
+        raise Failure(
+            f"{older.name} needs {lacking}, which the database lacks",
+            f"deploy it instead: python3 deploy.py deploy {run.revision[:7]}",
+        )
+    between = [each for each in applied if each.name not in known]
+    apart = f"{newer.name} has {list_names(between) or 'no migration'} more than {older.name}"
+    if reverse_migrations and between:
+        check_reversible(between)
+        say(f"{apart}, to be reversed")
+        reverse_between(run, newer, between)
+    else:
+        say(f"{apart}; the schema stays{', see --reverse-migrations' if between else ''}")
+
+
+def reverse_between(run: Run, newer: Release, between: list[Migration]) -> None:
+    """Back up, and reverse the migrations that only the live release knows."""
+    if run.candidate:  # what cannot be imported never touches the database
+        run.candidate.await_boot()
+    run.site.database.back_up(f"{run.started}-rollback")
+    run.site.journal.save(step="migrate")
+    run.site.journal.begin("reversal", release=newer.name)
+    run.site.database.reverse(newer, between)
+    run.end_candidate()  # it has booted on the schema before
+
+
+def apply_again(site: Site, act: Act) -> str:
+    """Apply again what a rollback reversed, if the release that needs it is live after all."""
+    live = site.releases.live()
+    if not live or live.name != act["release"]:
+        return ""
+    site.database.migrate(live)
+    return f"applied again what was reversed, because {live.name} is live"
+
+
+# ----------------------------------------------------------------------------- backup and restore
+
+
+def back_up(site: Site, as_json: bool = False, wait: float = 0) -> int:
+    """Back the database up."""
+    with transaction(site, "backup", wait) as run:
+        run.show()
+        console.label, console.hidden = "backup", as_json  # its stdout is one line of JSON then
+        path = site.database.back_up(run.started)
+        run.commit("backed up", str(path))
+        # of this kind alone: one that was made before a failed migration stays
+        run.keep_newest(site.backups.glob("*Z.dump"), site.settings.backup.keep)
+    if as_json:
+        made = {"file": str(path), "bytes": path.stat().st_size, "started": run.started}
+        console.show(json.dumps(made))
     return OK
 
 
-def rollback_command(site: Deployment) -> int:
-    """Go back to the newest earlier release that was healthy, or to the one named."""
-    return site.under_lock(site.rollback)
-
-
-def backup_command(site: Deployment) -> int:
-    """Back the database up."""
-    return site.under_lock(site.backup)
-
-
-def restore_command(site: Deployment) -> int:
+def restore_backup(
+    site: Site, file: Path, yes: bool = False, test: bool = False, wait: float = 0
+) -> int:
     """Put a backup in the place of the database, after a backup of that."""
-    options = site.options
-    options.file = options.file.absolute()
-    if not options.file.is_file():
-        raise Failure(f"there is no file {options.file}", f"name one of those in {site.workspace.backups}")
-    if not (options.yes or options.test):
-        raise Failure(f"{options.file} would replace the database, which would be backed up first and take no writes "
-                      "meanwhile; nothing was done", "say --yes if you mean it; --test changes nothing", USAGE)
-    return site.under_lock(site.restore)
+    file = file.absolute()
+    if not file.is_file():
+        raise Failure(f"there is no file {file}", f"name one of those in {site.backups}")
+    if not (yes or test):
+        raise Failure(
+            f"{file} would replace the database, which would be backed up first and take no "
+            "writes meanwhile; nothing was done",
+            "say --yes if you mean it; --test changes nothing",
+            USAGE,
+        )
+    with transaction(site, "restore", wait) as run:
+        run.show()
+        console.label, database = "restore", f"restore_{run.started.lower()}"
+        site.database.verify(file)
+        before = site.database.count("")
+        say(f"restoring {file} beside the database")
+        site.journal.save(step="restore")
+        act = site.journal.begin("restore", database=database, frozen=False)
+        with open(file, "rb") as dump:
+            site.database.restore("load", database, dump)
+        say(f"the backup holds {site.database.count(database)}; the database {before}")
+        if not test:
+            exchange(run, act)
+        drop_restored(site, act)
+        site.journal.end(act)
+        run.commit("tested" if test else "restored", str(file))
+        done = "can be restored; nothing was changed" if test else "is the database now"
+        say(f"{file} {done}{'' if test else ', and takes writes'}")
+    return OK
 
 
-def restart_command(site: Deployment) -> int:
-    """Restart everything: the services, gunicorn behind its stand-by, nginx; then the health check."""
-    return site.under_lock(site.restart_all)
+def exchange(run: Run, act: Act) -> None:
+    """Put the restored database in the live one's place, and back if the site is not well."""
+    site, database, live = run.site, run.site.database, run.site.releases.live()
+    say("from now on the database takes no writes; reads go on")
+    act["frozen"] = True
+    site.journal.save()
+    database.restore("freeze", act["database"])
+    database.back_up(f"{run.started}-restore")
+    with shielded():  # what follows takes a moment, and is not left half done
+        database.restore("swap", act["database"])
+        try:
+            if live:
+                check_health(site, live)
+        except Failure:
+            database.restore("swap", act["database"])
+            raise
+    with contextlib.suppress(Failure):
+        known = database.migrations(live) if live else []
+        if lacking := list_names(each for each in known if not each.applied):
+            say(f"note: the restored database lacks {lacking}; python3 deploy.py applies them")
 
 
-def status_command(site: Site) -> int:
-    """What is live, since when, whether it and all that it needs is well, and who holds the lock; 0 only if all is."""
-    live, mask = site.workspace.live(), site.output.mask
-    entry, holder = site.workspace.entry(live), site.lock.holder()
-    answers = {"health": site.ask_health(), **site.ask_checks(live or site.checkout), "disk": site.ask_disk()}
-    if site.workspace.maintenance.exists():
-        answers["maintenance"] = False, "nginx answers 503 to everyone; end it: python3 deploy.py maintenance off"
+def drop_restored(site: Site, act: Act) -> str:
+    """Let the database take writes again, and drop the one beside it, restored or old."""
+    for step in ("thaw", "drop") if act["frozen"] else ("drop",):
+        site.database.restore(step, str(act["database"]))
+    return ""
+
+
+def restart_everything(site: Site, wait: float = 0) -> int:
+    """Restart everything: the services, gunicorn behind its stand-by, nginx."""
+    with transaction(site, "restart", wait) as run:
+        live = site.releases.live()
+        if not live:
+            raise Failure("nothing is live yet", "deploy first: python3 deploy.py")
+        run.work_on(live)
+        run.step("services")
+        run.step("restart")
+        site.run(site.settings.restart.proxy, live, site.settings.restart.timeout)
+        run.commit("restarted")
+    return OK
+
+
+# ------------------------------------------------------------------------------------- the tables
+
+STEPS: dict[str, Callable[[Run], None]] = {
+    "env": read_environment,
+    "pull": pull,
+    "install": install,
+    "services": start_services,
+    "static": collect_static,
+    "migrate": migrate,
+    "restart": restart,
+}
+UNDO: dict[
+    str, Callable[[Site, Act], str]
+] = {  # each may be called again: what was done, or Failure
+    "record": finish_record,
+    "fast-forward": undo_fast_forward,
+    "candidate": end_candidates,
+    "partial": remove_partial,
+    "release": remove_release,
+    "migrate": tell_of_migrations,
+    "switch": go_back,
+    "reversal": apply_again,
+    "restore": drop_restored,
+}
+
+
+# ---------------------------------------------------------------------------------------- looking
+
+DAY = 86_400  # seconds
+ROOM = 1 << 30  # bytes of disk that must be free
+Finding = tuple[str, str]  # what is wrong, and its remedy
+
+
+def preview(site: Site, asked: str) -> int:
+    """Say what a deployment would do; nothing is started that changes anything."""
+    site.check_place()
+    section, live = site.settings.pull, site.releases.live_name()
+    remote, branch = section.remote, asked or section.branch
+    refs = [
+        f"refs/heads/{branch}",
+        f"refs/tags/{branch}^{{}}",
+        f"refs/tags/{branch}",
+    ]  # ^{}: commit
+    said = site.git.ask("ls-remote", "--", remote, *refs) or ""
+    listed = dict(line.split("\t")[::-1] for line in said.splitlines())
+    revision = next((listed[ref] for ref in refs if ref in listed), "") or site.git.commit(asked)
+    if not revision:
+        raise Failure(
+            f"{remote} has no {branch}, or cannot be reached", f"try: git ls-remote {remote}"
+        )
+    say(
+        f"would deploy {revision[:7]} ({branch}); live is {live or 'nothing'}; "
+        "nothing is changed now"
+    )
+    own = {
+        "env": [f"read {plural(len(site.variables), 'variable')}"],
+        "pull": [f"git fetch {remote}", f"git worktree add {site.releases.folder}/…"],
+    }
+    for name in site.settings.deploy.steps:
+        step = vars(site.settings)[name]
+        commands = [*step.before, *vars(step).get("command", ()), *step.after]
+        lines = [*map(shlex.join, commands), *own.get(name, [])]
+        for line in lines or ["nothing: its command is empty"]:
+            say(line, name)
+    say(f"ask for {site.settings.health.url or 'nothing'}", "health")
+    return OK
+
+
+def ask_checks(site: Site, release: Release) -> dict[str, Answer]:
+    """What the commands of [status] checks found: their last line, and whether they ended well."""
+    found: dict[str, Answer] = {}
+    for name, lines in site.settings.status.checks.items():
+        try:
+            said = site.run(lines, release, site.settings.status.timeout, quiet=True)
+            found[name] = True, (said.splitlines() or ["it ended with status 0"])[-1]
+        except Failure as error:
+            found[name] = False, error.last if isinstance(error, CommandFailed) else error.what
+    return found
+
+
+def certificate(site: Site) -> float | None:
+    """The days that the site's certificate is good; None without HTTPS, SSLError when refused."""
+    import ssl
+
+    name = next((each.lstrip(".") for each in site.hosts), "localhost")
+    with contextlib.suppress(ConnectionError, TimeoutError):
+        with (
+            socket.create_connection(("127.0.0.1", 443), 5) as raw,
+            ssl.create_default_context().wrap_socket(raw, server_hostname=name) as tls,
+        ):
+            ends = str((tls.getpeercert() or {})["notAfter"])
+        return (ssl.cert_time_to_seconds(ends) - time.time()) / DAY
+    return None
+
+
+def show_status(site: Site, as_json: bool = False) -> int:
+    """What is live, since when, whether it and all that it needs is well, who holds the lock."""
+    live, holder = site.releases.live(), site.lock.holder(site.journal)
+    entry = site.history.last(live.name if live else "-")
+    free = shutil.disk_usage(site.root).free
+    answers = {"health": ask_health(site), **ask_checks(site, live or site.checkout)}
+    answers["disk"] = free >= ROOM, f"{free / 1e9:.1f} GB free"
+    if site.maintenance.exists():
+        remedy = "end it: python3 deploy.py maintenance off"
+        answers["maintenance"] = False, f"nginx answers 503 to everyone; {remedy}"
+    site.journal.load()
+    if site.journal.run and not holder:
+        acts = ", ".join(act["act"] for act in site.journal.begun) or "nothing"
+        what = f"a {site.journal.run.get('command')} was cut off, or could not take back: {acts}"
+        answers["unfinished"] = (
+            False,
+            f"{what}; the next run puts it right: python3 deploy.py restart",
+        )
     healthy = bool(live) and all(good for good, _ in answers.values())
-    if site.options.json:
-        found = {key: entry.get(key) for key in ("revision", "subject", "ended", "by")}
+    if as_json:
+        found = {key: vars(entry)[key] or None for key in ("revision", "subject", "ended", "by")}
         found |= {"release": live.name if live else None, "healthy": healthy, "lock": holder}
-        found["checks"] = {name: {"good": good, "saw": mask(saw)} for name, (good, saw) in answers.items()}
-        print(json.dumps(found, indent=2))
+        checks = {key: {"good": good, "saw": clean(saw)} for key, (good, saw) in answers.items()}
+        console.show(json.dumps(found | {"checks": checks}, indent=2))
     else:
-        print(f"{'live':<11} {live.name if live else 'nothing'}  {entry.get('subject', '')}".rstrip())
-        print(f"{'since':<11} {entry.get('ended', 'unknown')}, deployed by {entry.get('by', 'unknown')}")
-        for name, (good, saw) in answers.items():
-            print(f"{name:<11} {'good' if good else 'BAD'}: {mask(saw)}")
-        print(f"{'lock':<11} {holder or 'free'}")
+        rows = {"live": f"{live.name if live else 'nothing'}  {entry.subject}".rstrip()}
+        rows["since"] = f"{entry.ended or 'unknown'}, deployed by {entry.by or 'unknown'}"
+        rows |= {key: f"{'good' if good else 'BAD'}: {saw}" for key, (good, saw) in answers.items()}
+        for name, text in {**rows, "lock": holder or "free"}.items():
+            console.show(clean(f"{name:<11} {text}"))
     return OK if healthy else FAILED
 
 
-def history_command(site: Site) -> int:
+def show_history(site: Site, as_json: bool = False) -> int:
     """The deployments, newest last, with the time that each step took."""
-    for entry in site.workspace.history():
-        if site.options.json:
-            print(json.dumps(entry))
-            continue
-        steps = entry.get("steps", {})
-        what = [each for each in (entry["command"], entry["result"]) if each not in ("deploy", "live")]
-        what = what[-1:] if entry["result"] not in FAILURES else what  # restarted, backed up, restored
-        row = (f"{entry['started']}  {' '.join(what) or 'live':<11}  {entry['revision'][:7]:<7}  "
-               f"{entry['seconds']:6.1f} s  {entry['by'].rpartition(', ')[2].split(' ')[0]:<8}  ")
-        if site.output.terminal:
+    for entry in site.history.entries():
+        what = [each for each in (entry.command, entry.result) if each not in ("deploy", "live")]
+        what = what if entry.failed() else what[-1:]  # restarted, backed up, restored
+        place = entry.by.rpartition(", ")[2].split(" ")[0]
+        row = f"{entry.started}  {' '.join(what) or 'live':<11}  {entry.revision[:7]:<7}  "
+        row += f"{entry.seconds:6.1f} s  {place:<8}  "
+        if as_json:
+            row = json.dumps(asdict(entry))
+        elif console.terminal:
             width = shutil.get_terminal_size().columns - 1
-            site.output.show(fit(f"{row}{bar(steps, width // 8)}  {entry['subject']}", width))
+            row = fit(clean(f"{row}{bar(entry.steps, width // 8)}  {entry.subject}"), width)
         else:
-            took = " ".join(f"{step} {seconds:.1f}" for step, seconds in steps.items())
-            print(f"{row}{entry['subject']}{f'  ({took})' if took else ''}")
+            took = " ".join(f"{step} {seconds:.1f}" for step, seconds in entry.steps.items())
+            row = clean(f"{row}{entry.subject}{f'  ({took})' if took else ''}")
+        console.show(row)
     return OK
 
 
 def bar(steps: Mapping[str, float], width: int) -> str:
-    """The steps' shares of their time, each drawn with its first letter; a second one with an S in its capital."""
+    """The steps' shares of their time, each drawn with its first letter, a second S as capital."""
     drawn, passed, total = "", 0.0, sum(steps.values()) or 1
     for step, took in steps.items():
         passed += took
-        letter = step[0].upper() if step[0] in drawn else step[0]
+        letter = step[:1].upper() if step[:1] in drawn else step[:1]
         drawn += letter * (round(passed / total * width) - len(drawn))
     return drawn.ljust(width)
 
 
-def logs_command(site: Site) -> int:
+def show_logs(site: Site, release: str = "", follow: bool = False) -> int:
     """The log of a deployment, the newest by default; with -f what is still written to it."""
-    logs = sorted(site.workspace.logs.glob(f"{site.options.release.split('-')[0]}*.log"))
-    if not logs:
+    started = release.split("-")[0]
+    found = [each for each in site.logs.glob("*.log") if each.name.startswith(started)]
+    if not found:
         raise Failure("there is no such log", "history shows the deployments that there were")
-    with open(logs[-1], encoding="utf-8") as log:
+    newest = max(found, key=lambda path: path.stat().st_mtime)
+    with open(newest, encoding="utf-8", errors="replace") as lines:
         following = True
         while following:
-            following = site.options.follow and bool(site.lock.holder())
-            shutil.copyfileobj(log, sys.stdout)
-            sys.stdout.flush()
-            time.sleep(0.3 if following else 0)
+            following = follow and bool(site.lock.holder(site.journal))
+            for line in lines:
+                console.show(clean(line.rstrip("\n")))
+            pause(0.3 if following else 0)
     return OK
 
 
-def maintenance_command(site: Site) -> int:
-    """Have nginx answer 503 to everyone (on), or let users in again (off); the health check goes past it."""
-    site.check_owner()
-    site.workspace.make()
-    if site.options.state == "on":
-        site.workspace.maintenance.touch()
+def maintenance(site: Site, state: str) -> int:
+    """Have nginx answer 503 to everyone (on), or let users in again (off)."""
+    site.prepare()
+    if state == "on":
+        site.maintenance.touch()
     else:
-        site.workspace.maintenance.unlink(missing_ok=True)
-    print(f"maintenance is {site.options.state}")
+        site.maintenance.unlink(missing_ok=True)
+    console.show(f"maintenance is {state}")
     return OK
 
 
-def manage_command(site: Site) -> int:
+def run_manage(site: Site, arguments: Sequence[str]) -> int:
     """manage.py of the live release, in its environment."""
-    live = site.workspace.live()
+    live = site.releases.live()
     if not live:
         raise Failure("nothing is live yet", "deploy first: python3 deploy.py")
-    os.chdir(site.project(live))
-    os.execvpe("python", ["python", "manage.py", *site.options.arguments], site.environment(live))
+    os.chdir(live.project)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    os.execvpe("python", ["python", "manage.py", *arguments], dict(live.environment))
 
 
-Findings = Iterator[tuple[str, str]]  # what is wrong, and its remedy
-
-
-def problems(site: Site) -> Findings:
-    """What would make a deployment fail, as far as it can be known beforehand."""
-    settings, lock = site.settings, site.project(site.checkout) / "Pipfile.lock"
-    programs = [argv[0] for step in STEP_NAMES for argv in settings.get(f"{step}.command", ())]
-    for tool in dict.fromkeys(["git", *programs]):
+def find_missing(site: Site) -> Iterator[Finding]:
+    """The programs and rights that a deployment needs and this user lacks."""
+    programs = dict.fromkeys(["git", *(argv[0] for argv in site.settings.step_commands())])
+    for tool in programs:
         if tool != "python" and not shutil.which(tool, path=site.base["PATH"]):
             yield f"{tool} is not installed, or not in PATH", INSTALLED_BY.get(tool, "install it")
-    tries = [["docker", "compose", "version"], ["docker", "ps", "--quiet"]] if "docker" in programs else []
-    tries += [["sudo", "-n", "--list", *argv[2:]] for argv in settings["restart.command"] + settings["restart.proxy"]
-              if argv[:2] == ("sudo", "-n")]
-    for argv in tries:
+    docker = [("docker", "compose", "version"), ("docker", "ps", "--quiet")]
+    tries = [*(docker if "docker" in programs else []), *site.settings.restart.sudo("--list")]
+    for command in tries:
         try:
-            site.runner.run(argv, site.checkout, site.base, 60, quiet=True)
+            site.commands.run(command, site.root, site.base, 60, quiet=True)
         except CommandFailed as error:
             yield error.what, f"sudo python3 {SCRIPT} setup, then log in again"
         except Failure:
             continue  # that it is not installed was said
-    remote, branch = settings["pull.remote"], settings["pull.branch"]
-    for look in (site.check_owner, lambda: site.variables, lambda: site.find_python(lock),
-                 lambda: site.git.check_fast_forward(branch, f"{remote}/{branch}", "HEAD")):
+
+
+def find_problems(site: Site) -> Iterator[Finding]:
+    """What would make a deployment fail, as far as it can be known beforehand."""
+    yield from find_missing(site)
+    section, releases = site.settings.pull, site.releases
+    lock, there = (
+        site.root / site.settings.deploy.project / "Pipfile.lock",
+        f"{section.remote}/{section.branch}",
+    )
+    looks: tuple[Callable[[], object], ...] = (
+        site.check_place,
+        lambda: site.variables,
+        lambda: find_python(site, lock),
+        lambda: site.git.check_fast_forward(section.branch, there, "HEAD"),
+    )
+    for look in looks:
         try:
             look()
         except FileNotFoundError as error:
@@ -2112,94 +3159,140 @@ def problems(site: Site) -> Findings:
         except Failure as error:
             yield "; ".join((error.what, *error.details)), error.remedy
     with contextlib.suppress(Failure):  # of `.env`, which was said
-        healthy, saw = site.ask_health() if site.workspace.live() else (True, "")
-        if not healthy:
-            yield f"the site is not healthy: {saw}", "see journalctl -u gunicorn, and python3 deploy.py logs"
-    for folder in (site.checkout, site.workspace.root):
+        good, saw = ask_health(site) if releases.live_name() else (True, "")
+        if not good:
+            remedy = "see journalctl -u gunicorn, and python3 deploy.py logs"
+            yield f"the site is not healthy: {saw}", remedy
+    if releases.current.is_symlink() and not releases.live_name():
+        yield f"{releases.current} leads to no release that is there", "deploy: python3 deploy.py"
+    for folder in (site.root, site.workspace):
         if folder.exists() and not os.access(folder, os.W_OK):
-            yield f"{folder} cannot be written to", f"sudo chown -R {user_name(os.geteuid())} {folder}"
-    if shutil.disk_usage(site.checkout).free < ROOM:
+            yield (
+                f"{folder} cannot be written to",
+                f"sudo chown -R {user_name(os.geteuid())} {folder}",
+            )
+    if shutil.disk_usage(site.root).free < ROOM:
         yield "less than 1 GiB of disk space is free", "make room, as with docker system prune"
-    if not site.git.ask("ls-remote", remote, f"refs/heads/{branch}"):
-        yield "the remote branch cannot be read", f"try: git ls-remote {remote}"
+    if not site.git.ask("ls-remote", "--", section.remote, f"refs/heads/{section.branch}"):
+        yield "the remote branch cannot be read", f"try: git ls-remote {section.remote}"
 
 
-def alarms(site: Site) -> Findings:
+def find_alarms(site: Site) -> Iterator[Finding]:
     """What is wrong now, although a deployment would succeed."""
+    webhook = site.settings.notify.webhook
     if site.variables.get("DEBUG", "").lower() in ("true", "yes", "on", "1"):
         yield "DEBUG is on: visitors see settings and source", "DEBUG=False in .env, then deploy"
-    if (name := site.settings["notify.webhook"]) and name not in site.variables:
-        yield f"[notify] webhook names {name}, which {site.settings['env.file']} does not have", "write it there"
-    deployments = [entry for entry in site.workspace.history() if entry["command"] == "deploy"]
-    for last in deployments[-1:]:
-        if last["result"] != "live":
-            yield f"the last deployment, {last['started']}: {last['result']}, {last['message']}", "mend it and push"
+    if webhook and webhook not in site.variables:
+        yield (
+            f"[notify] webhook names {webhook}, which {site.settings.env.file} does not have",
+            "write it there",
+        )
+    deployments = [entry for entry in site.history.entries() if entry.command == "deploy"]
+    for last in (each for each in deployments[-1:] if each.failed()):
+        yield (
+            f"the last deployment, {last.started}: {last.result}, {last.message}",
+            "mend it and push",
+        )
     try:
-        days = site.certificate()
+        days = certificate(site)
         if days is not None and days < 14:
             yield f"the certificate ends in {days:.0f} days", "sudo certbot renew"
     except OSError as error:  # SSLError is one
         yield f"browsers refuse the certificate: {error}", "sudo certbot --nginx"
 
 
-def advice(site: Site) -> Findings:
+def find_advice(site: Site) -> Iterator[Finding]:
     """What a careful operator would mend."""
-    if live := site.workspace.live():
+    if live := site.releases.live():
         try:
-            site.run("check.command", live, quiet=True)
+            site.run(site.settings.check.command, live, site.settings.check.timeout, quiet=True)
         except CommandFailed as error:
-            for line in (each for each in error.details if re.match(r"\| .*\(\w+\.[WEC]\d+\)", each)):
-                yield f"Django says {line.strip('| ?:').split('. ')[0]}", "see python3 deploy.py manage check --deploy"
-    ages = [time.time() - each.stat().st_mtime for each in site.workspace.backups.glob("*.dump")]
-    if site.settings["backup.command"] and min(ages, default=math.inf) > 2 * DAY:
-        yield "there is no backup of the last two days", "have cron make one every night: see the README"
+            for line in (
+                each for each in error.details if re.match(r"\| .*\(\w+\.[WEC]\d+\)", each)
+            ):
+                yield (
+                    f"Django says {line.strip('| ?:').split('. ')[0]}",
+                    "see python3 deploy.py manage check --deploy",
+                )
+    ages = [time.time() - each.stat().st_mtime for each in site.backups.glob("*.dump")]
+    if site.settings.backup.command and min(ages, default=math.inf) > 2 * DAY:
+        yield (
+            "there is no backup of the last two days",
+            "have cron make one every night: see the README",
+        )
     with contextlib.suppress(OSError):
-        if site.certificate() is None:
+        if certificate(site) is None:
             yield "the site is not served over HTTPS", "sudo certbot --nginx: see the README"
-    with contextlib.suppress(Failure):
-        listening = site.runner.run(["ss", "-Hltn"], site.checkout, site.base, 10, quiet=True)
-        places = {line.split()[3].rpartition(":") for line in listening.splitlines()}
-        ports = {int(port) for host, _, port in places if not re.match(r"127\.|\[(::ffff:127\.|::1\])", host)}
-        for port in sorted(ports - {22, 80, 443}):
-            yield f"port {port} is open to every address", "bind it to 127.0.0.1, or close it in the firewall"
-    with contextlib.suppress(Failure):
-        upgrades = ["apt-config", "dump", "APT::Periodic::Unattended-Upgrade"]
-        if '"1"' not in site.runner.run(upgrades, site.checkout, site.base, 10, quiet=True):
-            yield "security updates do not install themselves", "sudo apt-get install unattended-upgrades"
+    yield from find_exposure(site)
 
 
-def check_command(site: Site) -> int:
-    """Is this server ready to deploy, and is all well? Everything at once, each with its remedy; 0 only if so."""
-    wrong = list(problems(site)) or list(alarms(site))
-    lines = [f"problem: {what}; {remedy}" for what, remedy in wrong] or ["ready to deploy"]
-    if not wrong and not site.options.quiet:
-        lines += [f"advice: {what}; {remedy}" for what, remedy in advice(site)]
-    if wrong or not site.options.quiet:
-        print(site.output.mask("\n".join(lines)))
+def find_exposure(site: Site) -> Iterator[Finding]:
+    """What lets strangers in: open ports, and updates that nobody installs."""
+
+    def ask(*argv: str) -> str | None:
+        with contextlib.suppress(Failure):
+            return site.commands.run(argv, site.root, site.base, 10, quiet=True)
+        return None
+
+    places = {line.split()[3].rpartition(":") for line in (ask("ss", "-Hltn") or "").splitlines()}
+    local = re.compile(r"127\.|\[(::ffff:127\.|::1\])")
+    ports = {int(port) for host, _, port in places if not local.match(host)}
+    for port in sorted(ports - {22, 80, 443}):
+        yield (
+            f"port {port} is open to every address",
+            "bind it to 127.0.0.1, or close it in the firewall",
+        )
+    upgrades = ask("apt-config", "dump", "APT::Periodic::Unattended-Upgrade")
+    if upgrades is not None and '"1"' not in upgrades:
+        yield (
+            "security updates do not install themselves",
+            "sudo apt-get install unattended-upgrades",
+        )
+
+
+def check_server(site: Site, quiet: bool = False) -> int:
+    """Is this server ready to deploy, and is all well? All at once, with remedies; 0 if so."""
+    wrong = list(find_problems(site)) or list(find_alarms(site))
+    lines = [f"problem: {what}; {remedy}" for what, remedy in wrong]
+    if not wrong and not quiet:
+        advice = [f"advice: {what}; {remedy}" for what, remedy in find_advice(site)]
+        lines = ["ready to deploy", *advice]
+    for line in lines:
+        console.show(clean(line))
     return FAILED if wrong else OK
 
 
-# ---------------------------------------------------------------------------------------------------- set-up
+# ----------------------------------------------------------------------------------------- set-up
 
-PACKAGES = {"git": "git", "sudo": "sudo", "nginx": "nginx", "pipenv": "pipenv", "docker": "docker.io"}
-SECURE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # where sudo looks for a program
+PACKAGES = {
+    "git": "git",
+    "sudo": "sudo",
+    "nginx": "nginx",
+    "pipenv": "pipenv",
+    "docker": "docker.io",
+}
+SECURE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # sudo's own PATH
 UNITS, NGINX, SUDOERS = Path("/etc/systemd/system"), Path("/etc/nginx"), Path("/etc/sudoers.d")
 ENABLED = NGINX / "sites-enabled"
 
 
-class Setup(Site):
-    """What a server needs before its first deployment: each part is checked, and put in place where it differs."""
+class Server:
+    """The server of the checkout: what is changed on it, as root, and how that is undone."""
 
-    def __init__(self, options: argparse.Namespace, output: Output) -> None:
-        super().__init__(options, output)
-        output.label, owner = "setup", pwd.getpwuid(self.checkout.stat().st_uid)
+    def __init__(self, site: Site, dry_run: bool) -> None:
+        self.site, self.dry_run = site, dry_run
+        owner = pwd.getpwuid(site.root.stat().st_uid)
         self.user, self.group = owner.pw_name, grp.getgrgid(owner.pw_gid).gr_name
-        self.changes, self.undo = 0, contextlib.ExitStack()  # what puts the server back when a later part fails
+        self.changes, self.undo = 0, contextlib.ExitStack()  # puts it back when a later part fails
 
     def ask(self, *argv: str, shown: bool = False) -> str:
         """What a command wrote, run as root; Failure when it fails."""
-        environment = self.base | {"DEBIAN_FRONTEND": "noninteractive"}
-        return self.runner.run(argv, self.checkout, environment, 3600, quiet=not shown)
+        environment = self.site.base | {"DEBIAN_FRONTEND": "noninteractive"}
+        return self.site.commands.run(argv, self.site.root, environment, 3600, quiet=not shown)
+
+    def ask_as_owner(self, *argv: str) -> str:
+        """What a command of the checkout's owner wrote."""
+        return self.ask("sudo", "-Hu", self.user, "--", *argv)
 
     def holds(self, *argv: str) -> bool:
         """Whether a command ends with status 0."""
@@ -2209,279 +3302,399 @@ class Setup(Site):
         return False
 
     def change(self, *argv: str, undo: Sequence[str] = (), shown: bool = False) -> None:
-        """Run a command that changes something, and know what takes it back; a dry run only says it."""
+        """Run a command that changes something, and know its undo; a dry run only says it."""
         self.changes += 1
-        self.output.say(f"$ {shlex.join(argv)}", shown=not shown or self.options.dry_run)
-        if not self.options.dry_run:
+        if self.dry_run or not shown:
+            say(f"$ {shlex.join(argv)}")
+        if not self.dry_run:
             if undo:
                 self.undo.callback(self.holds, *undo)
             self.ask(*argv, shown=shown)
 
     def place(self, path: Path, text: str, mode: int = 0o644) -> None:
         """Put a file in its place if it differs, with what was there kept beside it."""
-        old = path.read_text(encoding="utf-8") if path.exists() else None
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
         if text == old:
             return
         self.changes += 1
-        self.output.say(f"write {path}")
-        if self.options.dry_run:
-            for line in difflib.unified_diff((old or "").splitlines(), text.splitlines(), "now", "then", lineterm=""):
-                self.output.say(line)
+        say(f"write {path}")
+        if self.dry_run:
+            was, then = old.splitlines(), text.splitlines()
+            for line in difflib.unified_diff(was, then, "now", "then", lineterm=""):
+                say(line)
             return
-        beside, kept = (path.with_name(f"{path.name}.{ending}") for ending in ("new", clock("%Y%m%dT%H%M%SZ")))
+        beside, kept = (path.with_name(f"{path.name}.{end}") for end in ("new", clock(STAMP)))
         beside.write_text(text, encoding="utf-8")
         beside.chmod(mode)
-        if old is None:
-            self.undo.callback(path.unlink, missing_ok=True)
-        else:
+        if path.exists():
             shutil.copy2(path, kept)
             self.undo.callback(kept.replace, path)
+        else:
+            self.undo.callback(path.unlink, missing_ok=True)
         beside.replace(path)
 
     def filled(self, source: Path) -> str:
         """The text of a shipped file, with the path, the user and the names of this site."""
-        text = source.read_text(encoding="utf-8").replace("/home/ubuntu/gforms", str(self.checkout))
-        text = text.replace("server_name gforms.example.com;", f"server_name {' '.join(self.hosts)};")
-        text = re.sub(r"^User=.*", f"User={self.user}", text, flags=re.MULTILINE)
-        return re.sub(r"^Group=.*", f"Group={self.group}", text, flags=re.MULTILINE)
-
-    def set_up(self) -> None:
-        """Check every part, then put it in place, in an order in which the site that is there goes on."""
-        timer = self.options.timer
-        units = [each for each in sorted((self.checkout / "systemd").iterdir()) if timer or "deploy" not in each.name]
-        running = self.holds("systemctl", "is-active", "gunicorn")
-        in_place = running and not self.workspace.live()
-        if in_place and (changed := self.as_owner("git", "status", "--porcelain", "--untracked-files=no")):
-            raise Failure(f"changes in {self.checkout} are in no commit: {changed.split(maxsplit=1)[1]}",
-                          "commit and push them, or what runs now cannot become a release")
-        self.packages()
-        self.verify_units(units)
-        rights, (sites, replaced) = self.rights(), self.sites()
-        # a gunicorn that holds the port by itself goes on behind the socket, as it is, with its own unit
-        first = [each for each in units if each.suffix == ".socket" or not running]
-        self.take_port(self.place_units(first), running)
-        self.place_units([each for each in units if each not in first])
-        self.enable(units)
-        self.place(SUDOERS / re.sub(r"\W", "-", f"{self.checkout.name}-deploy"), rights, 0o440)
-        for folder in [*reversed(self.checkout.parents), self.checkout]:  # nginx must reach the static files
-            if not folder.stat().st_mode & 0o001:
-                self.change("chmod", "o+x", str(folder), undo=("chmod", "o-x", str(folder)))
-        if in_place:  # what it runs becomes the first release
-            revision = self.as_owner("git", "rev-parse", "HEAD")
-            self.change("sudo", "-Hu", self.user, "--", sys.executable, str(SCRIPT), "-c", str(self.settings_file),
-                        "deploy", revision, shown=True)
-        self.place_sites(sites, replaced)
-
-    def as_owner(self, *argv: str) -> str:
-        """What a command of the checkout's owner wrote."""
-        return self.ask("sudo", "-Hu", self.user, "--", *argv)
-
-    def packages(self) -> None:
-        """The programs of a deployment, and its user's right to Docker."""
-        settings, path = self.settings, self.base["PATH"]
-        programs = {argv[0] for step in STEP_NAMES for argv in settings.get(f"{step}.command", ())} | {"git", "nginx"}
-        missing = [PACKAGES[each] for each in sorted(programs & {*PACKAGES}) if not shutil.which(each, path=path)]
-        if "docker" in programs and not self.holds("docker", "compose", "version"):
-            known = self.holds("apt-cache", "show", "docker-compose-v2")
-            missing.append("docker-compose-v2" if known else "docker-compose")  # Ubuntu's name, and Debian's
-        if missing:
-            self.change("apt-get", "update")
-            self.change("apt-get", "install", "--yes", *missing)
-        if "docker" in programs and "docker" not in self.ask("id", "-nG", self.user).split():
-            self.change("usermod", "--append", "--groups", "docker", self.user)
-
-    def verify_units(self, units: Sequence[Path]) -> None:
-        """Failure when systemd does not accept the units."""
-        with tempfile.TemporaryDirectory() as folder:
-            for each in units:  # the program that they start is there only after the first deployment
-                text = re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", self.filled(each), flags=re.MULTILINE)
-                Path(folder, each.name).write_text(text, encoding="utf-8")
-            self.ask("systemd-analyze", "verify", *(f"{folder}/{each.name}" for each in units))
-
-    def place_units(self, units: Sequence[Path]) -> bool:
-        """Put the units in their place and have systemd read them; whether one differed."""
-        if not self.options.dry_run:
-            self.undo.callback(self.holds, "systemctl", "daemon-reload")
-        before = self.changes
-        for each in units:
-            self.place(UNITS / each.name, self.filled(each))
-        if self.changes == before:
-            return False
-        self.change("systemctl", "daemon-reload")
-        return True
-
-    def take_port(self, changed: bool, running: bool) -> None:
-        """The socket holds the port of the site; a gunicorn that is `running` goes on behind it."""
-        if not changed and self.holds("systemctl", "is-active", "gunicorn.socket"):
-            return
-        if running:
-            self.change("systemctl", "stop", "gunicorn.socket", "gunicorn", undo=("systemctl", "restart", "gunicorn"))
-        self.change("systemctl", "start", "gunicorn.socket", undo=("systemctl", "stop", "gunicorn.socket"))
-        if running:
-            self.change("systemctl", "start", "gunicorn")
-
-    def enable(self, units: Sequence[Path]) -> None:
-        """What is there after a reboot."""
-        for each in units:
-            if "[Install]" in each.read_text(encoding="utf-8") and not self.holds("systemctl", "is-enabled", each.name):
-                now = ["--now"] if each.suffix == ".timer" else []
-                self.change("systemctl", "enable", *now, each.name, undo=("systemctl", "disable", *now, each.name))
-
-    def rights(self) -> str:
-        """The sudoers file: the right to run as root what [restart] runs with sudo, and nothing else."""
-        rights = []
-        for argv in self.settings["restart.command"] + self.settings["restart.proxy"]:
-            if argv[:2] == ("sudo", "-n"):
-                words = " ".join(re.sub(r"([\\,:=*?!\[\] ])", r"\\\1", word) for word in argv[3:])
-                program = shutil.which(argv[2], path=SECURE_PATH) or f"/usr/sbin/{argv[2]}"
-                rights.append(f"{self.user} ALL=(root) NOPASSWD: {program} {words or chr(34) * 2}\n")  # "": no argument
-        text = f"# What [restart] of {self.settings_file} runs.\n{''.join(rights)}"
-        with tempfile.NamedTemporaryFile("w") as file:
-            file.write(text)
-            file.flush()
-            self.ask("visudo", "--check", "--file", file.name)
+        text = source.read_text(encoding="utf-8")
+        for pattern, ours in (
+            (r"/home/ubuntu/gforms", str(self.site.root)),
+            (r"server_name gforms\.example\.com;", f"server_name {' '.join(self.site.hosts)};"),
+            (r"(?m)^User=.*", f"User={self.user}"),
+            (r"(?m)^Group=.*", f"Group={self.group}"),
+        ):
+            text = re.sub(pattern, ours, text)
         return text
 
-    def sites(self) -> tuple[dict[str, str], list[Path]]:
-        """nginx's files for this site, tried with all the others; and those of them that these take the place of."""
-        ours = {each.name: self.filled(each) for each in sorted((self.checkout / "nginx").glob("*.conf"))}
-        others = {each: each.read_text(encoding="utf-8") for each in sorted(ENABLED.glob("*")) if each.exists()}
-        same = re.compile(rf"server_name[^;]*\s({'|'.join(map(re.escape, self.hosts))})[\s;]")
-        replaced = [each for each, text in others.items()
-                    if each.name not in ours and (each.name == "default" or same.search(text))]
-        for each, text in others.items():
-            if (each in replaced or each.name in ours) and "managed by Certbot" in text:
-                self.output.say(f"{each} is managed by Certbot: nginx is left as it is")
-                return {}, []
-        if NGINX.exists() or not self.options.dry_run:
-            self.try_sites({each.name: text for each, text in others.items() if each not in replaced} | ours)
-        return ours, replaced
 
-    def try_sites(self, sites: Mapping[str, str]) -> None:
-        """Failure when nginx does not accept its configuration with these sites, and no other, enabled."""
-        with tempfile.TemporaryDirectory() as folder:
-            staged = Path(folder)
-            for each in NGINX.iterdir():  # for what it includes with a relative path
+def install_programs(server: Server) -> None:
+    """The programs of a deployment, and its user's right to Docker."""
+    path = server.site.base["PATH"]
+    programs = {argv[0] for argv in server.site.settings.step_commands()} | {"git", "nginx"}
+    wanted = sorted(programs & {*PACKAGES})
+    missing = [PACKAGES[each] for each in wanted if not shutil.which(each, path=path)]
+    if "docker" in programs and not server.holds("docker", "compose", "version"):
+        known = server.holds("apt-cache", "show", "docker-compose-v2")
+        missing.append(
+            "docker-compose-v2" if known else "docker-compose"
+        )  # Ubuntu's, Debian's name
+    if missing:
+        server.change("apt-get", "update")
+        server.change("apt-get", "install", "--yes", *missing)
+    if "docker" in programs and "docker" not in server.ask("id", "-nG", server.user).split():
+        server.change("usermod", "--append", "--groups", "docker", server.user)
+
+
+def units_for(server: Server, timer: bool) -> dict[str, str]:
+    """The name and text of each unit; the stand-by is the service, but is not started at boot."""
+    shipped = sorted((server.site.root / "systemd").iterdir())
+    units = {
+        each.name: server.filled(each) for each in shipped if timer or "deploy" not in each.name
+    }
+    if service := units.get("gunicorn.service"):
+        standby = re.sub(r"(?m)^(Description=.*)", r"\1, stand-by during a restart", service)
+        standby = re.sub(r"(?ms)^\[Install\]$.*?(?=^\[|\Z)", "", standby)
+        units.setdefault("gunicorn-standby.service", standby)
+    return units
+
+
+def verify_units(server: Server, units: Mapping[str, str]) -> None:
+    """Failure when systemd does not accept the units."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in units.items():  # what they start is there only after the first deployment
+            Path(folder, name).write_text(
+                re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", text), encoding="utf-8"
+            )
+        server.ask("systemd-analyze", "verify", *(f"{folder}/{name}" for name in units))
+
+
+def place_units(server: Server, units: Mapping[str, str]) -> bool:
+    """Put the units in their place and have systemd read them; whether one differed."""
+    if not server.dry_run:
+        server.undo.callback(server.holds, "systemctl", "daemon-reload")
+    before = server.changes
+    for name, text in units.items():
+        server.place(UNITS / name, text)
+    if server.changes > before:
+        server.change("systemctl", "daemon-reload")
+    return server.changes > before
+
+
+def take_port(server: Server, changed: bool, running: bool) -> None:
+    """The socket holds the port of the site; a gunicorn that is running goes on behind it."""
+    if not changed and server.holds("systemctl", "is-active", "gunicorn.socket"):
+        return
+    if running:
+        server.change(
+            "systemctl",
+            "stop",
+            "gunicorn.socket",
+            "gunicorn",
+            undo=("systemctl", "restart", "gunicorn"),
+        )
+    server.change(
+        "systemctl", "start", "gunicorn.socket", undo=("systemctl", "stop", "gunicorn.socket")
+    )
+    if running:
+        server.change("systemctl", "start", "gunicorn")
+
+
+def enable_units(server: Server, units: Mapping[str, str]) -> None:
+    """Have what is to be there after a reboot."""
+    for name, text in units.items():
+        if "[Install]" in text and not server.holds("systemctl", "is-enabled", name):
+            words = ["--now", name] if name.endswith(".timer") else [name]
+            server.change("systemctl", "enable", *words, undo=("systemctl", "disable", *words))
+
+
+def sudo_rights(server: Server) -> str:
+    """The sudoers file: the right to run as root what [restart] runs with sudo, nothing else."""
+    text = f"# What [restart] of {server.site.settings_file} runs.\n"
+    for _, _, name, *arguments in server.site.settings.restart.sudo():
+        words = " ".join(re.sub(r"([\\,:=*?!\[\] ])", r"\\\1", word) for word in arguments) or '""'
+        program = shutil.which(name, path=SECURE_PATH) or f"/usr/sbin/{name}"
+        text += f"{server.user} ALL=(root) NOPASSWD: {program} {words}\n"  # "": no argument
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write(text)
+        file.flush()
+        server.ask("visudo", "--check", "--file", file.name)
+    return text
+
+
+def nginx_sites(server: Server) -> tuple[dict[str, str], list[Path]]:
+    """nginx's files for this site, tried with all others; those that they take the place of."""
+    shipped = sorted((server.site.root / "nginx").glob("*.conf"))
+    ours = {each.name: server.filled(each) for each in shipped}
+    others = {each: each.read_text("utf-8") for each in sorted(ENABLED.glob("*")) if each.exists()}
+    hosts = "|".join(map(re.escape, server.site.hosts))
+    same = re.compile(rf"server_name[^;]*\s({hosts})[\s;]")
+    rivals = {each: text for each, text in others.items() if each.name not in ours}
+    replaced = [
+        each for each, text in rivals.items() if each.name == "default" or same.search(text)
+    ]
+    for each, text in others.items():
+        if (each in replaced or each.name in ours) and "managed by Certbot" in text:
+            say(f"{each} is managed by Certbot: nginx is left as it is")
+            return {}, []
+    if NGINX.exists() or not server.dry_run:
+        kept = {each.name: text for each, text in others.items() if each not in replaced}
+        try_sites(server, kept | ours)
+    return ours, replaced
+
+
+def try_sites(server: Server, sites: Mapping[str, str]) -> None:
+    """Failure when nginx does not accept its configuration with these sites and no other."""
+    with tempfile.TemporaryDirectory() as folder:
+        staged = Path(folder)
+        for each in NGINX.iterdir():  # for what it includes with a relative path
+            if each.name not in ("nginx.conf", ENABLED.name):
                 (staged / each.name).symlink_to(each)
-            for name in ("nginx.conf", ENABLED.name):
-                (staged / name).unlink()
-            main = (NGINX / "nginx.conf").read_text(encoding="utf-8")
-            (staged / "nginx.conf").write_text(main.replace(str(ENABLED), f"{staged}/{ENABLED.name}"), encoding="utf-8")
-            (staged / ENABLED.name).mkdir()
-            for name, text in sites.items():
-                (staged / ENABLED.name / name).write_text(text, encoding="utf-8")
-            self.ask("nginx", "-t", "-q", "-c", f"{staged}/nginx.conf")
-
-    def place_sites(self, sites: Mapping[str, str], replaced: Sequence[Path]) -> None:
-        """Put nginx's files in place and have nginx read them."""
-        available, before = NGINX / "sites-available", self.changes
-        for each in replaced:
-            kept = str(available / f"{each.name}.{clock('%Y%m%dT%H%M%SZ')}")
-            self.change("mv", str(each), kept, undo=("mv", kept, str(each)))
+        (staged / "nginx.conf").write_text(
+            (NGINX / "nginx.conf")
+            .read_text(encoding="utf-8")
+            .replace(str(ENABLED), f"{staged}/{ENABLED.name}"),
+            encoding="utf-8",
+        )
+        (staged / ENABLED.name).mkdir()
         for name, text in sites.items():
-            self.place(available / name, text)
-            if not (link := ENABLED / name).exists():
-                self.change("ln", "-s", f"../sites-available/{name}", str(link), undo=("rm", str(link)))
-        if self.changes > before:
-            self.change("systemctl", "reload-or-restart", "nginx")
+            (staged / ENABLED.name / name).write_text(text, encoding="utf-8")
+        server.ask("nginx", "-t", "-q", "-c", f"{staged}/nginx.conf")
 
 
-def setup_command(site: Setup) -> int:
+def place_sites(server: Server, sites: Mapping[str, str], replaced: Sequence[Path]) -> None:
+    """Put nginx's files in place and have nginx read them."""
+    available, before = NGINX / "sites-available", server.changes
+    for each in replaced:
+        kept = str(available / f"{each.name}.{clock(STAMP)}")
+        server.change("mv", str(each), kept, undo=("mv", kept, str(each)))
+    for name, text in sites.items():
+        server.place(available / name, text)
+        if not (link := ENABLED / name).exists():
+            target = f"../sites-available/{name}"
+            server.change("ln", "-s", target, str(link), undo=("rm", str(link)))
+    if server.changes > before:
+        server.change("systemctl", "reload-or-restart", "nginx")
+
+
+def set_up(server: Server, timer: bool) -> None:
+    """Check every part, then put it in place, in an order in which a site that is there goes on."""
+    site, units = server.site, units_for(server, timer)
+    running = server.holds("systemctl", "is-active", "gunicorn")
+    in_place = running and not site.releases.live_name()
+    dirty = ("git", "status", "--porcelain", "--untracked-files=no")
+    if in_place and (changed := server.ask_as_owner(*dirty)):
+        raise Failure(
+            f"changes in {site.root} are in no commit: {changed.split(maxsplit=1)[1]}",
+            "commit and push them, or what runs now cannot become a release",
+        )
+    install_programs(server)
+    verify_units(server, units)
+    rights, (sites, replaced) = sudo_rights(server), nginx_sites(server)
+    # a gunicorn that holds the port by itself goes on behind the socket, with its own unit
+    first = {name: text for name, text in units.items() if name.endswith(".socket") or not running}
+    take_port(server, place_units(server, first), running)
+    place_units(server, {name: text for name, text in units.items() if name not in first})
+    enable_units(server, units)
+    server.place(SUDOERS / re.sub(r"\W", "-", f"{site.root.name}-deploy"), rights, 0o440)
+    for folder in map(str, [*reversed(site.root.parents), site.root]):  # for the static files
+        if not os.stat(folder).st_mode & 0o001:
+            server.change("chmod", "o+x", folder, undo=("chmod", "o-x", folder))
+    if in_place:  # what it runs becomes the first release
+        revision = server.ask_as_owner("git", "rev-parse", "HEAD")
+        server.change(
+            "sudo",
+            "-Hu",
+            server.user,
+            "--",
+            *(sys.executable, str(SCRIPT), "-c", str(site.settings_file)),
+            "deploy",
+            revision,
+            shown=True,
+        )
+    place_sites(server, sites, replaced)
+
+
+def setup(site: Site, dry_run: bool = False, timer: bool = False) -> int:
     """As root: put in place what a server needs before its first deployment; safe to run again."""
+    console.label, root, server = "setup", site.root, Server(site, dry_run)
     if os.geteuid():
         raise Failure("only root may set a server up", f"sudo python3 {SCRIPT} setup", MISTAKE)
-    if site.user == "root" or not re.fullmatch(r"[\w./+-]+", str(site.checkout)):
-        raise Failure(f"{site.checkout} must belong to the user who deploys, and have a plain name",
-                      "mend it: chown -R, or mv", MISTAKE)
+    if server.user == "root" or not re.fullmatch(r"[\w./+-]+", str(root)):
+        raise Failure(
+            f"{root} must belong to the user who deploys, and have a plain name",
+            "mend it: chown -R, or mv",
+            MISTAKE,
+        )
     if not site.hosts:
-        raise Failure("ALLOWED_HOSTS in .env names no host", "write the public names of the site there", MISTAKE)
-    if not (site.checkout / "systemd").is_dir():
-        raise Failure(f"{site.checkout} has no folder systemd", "commit it, with nginx, beside deploy.py", MISTAKE)
-    if holder := site.lock.holder():
+        raise Failure(
+            "ALLOWED_HOSTS in .env names no host",
+            "write the public names of the site there",
+            MISTAKE,
+        )
+    if not (root / "systemd").is_dir():
+        raise Failure(
+            f"{root} has no folder systemd", "commit it, with nginx, beside deploy.py", MISTAKE
+        )
+    if holder := site.lock.holder(site.journal):
         raise Failure(f"another run holds the lock: {holder}", "wait for it", LOCKED)
     try:
-        with site.undo:
-            site.set_up()
-            site.undo.pop_all()
+        with server.undo:
+            set_up(server, timer)
+            server.undo.pop_all()
     except Failure as error:
         error.live = "what it had changed was put back, but for packages and groups"
         if isinstance(error, CommandFailed):
             error.remedy = f"mend that, then: sudo python3 {SCRIPT} setup"
         raise
-    made = "would be made" if site.options.dry_run else "made; next: log in again, then python3 deploy.py"
-    site.output.say(f"{plural(site.changes, 'change')} {made}" if site.changes else "nothing to change")
+    made = "would be made" if dry_run else "made; next: log in again, then python3 deploy.py"
+    say(f"{plural(server.changes, 'change')} {made}" if server.changes else "nothing to change")
     return OK
 
 
-# ---------------------------------------------------------------------------------------------- command line
+# ----------------------------------------------------------------------------------- command line
 
-def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line; without a command it is `deploy`."""
+
+def finite_seconds(text: str) -> float:
+    """A finite number of seconds, 0 or more, of the command line."""
+    number = float(text)
+    if not 0 <= number < 1e9:
+        raise ValueError(text)
+    return number
+
+
+def flag(help_text: str) -> dict[str, Any]:
+    """A flag of the command line."""
+    return {"action": "store_true", "help": help_text}
+
+
+RELEASE = {"nargs": "?", "default": "", "help": "a release of the history"}
+WAIT = "wait so long for another run to end (default: do not wait)"
+# The arguments of all commands, under the names that the commands have for them.
+ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "revision": (
+        ("revision",),
+        {"nargs": "?", "default": "", "help": "a branch, tag or commit (default: [pull] branch)"},
+    ),
+    "if_changed": (
+        ("--if-changed",),
+        flag("do and say nothing unless the branch, .env or the settings changed"),
+    ),
+    "dry_run": (("--dry-run",), flag("say what would be done, change nothing")),
+    "wait": (
+        ("--wait",),
+        {"type": finite_seconds, "default": 0.0, "metavar": "SECONDS", "help": WAIT},
+    ),
+    "release": (("release",), RELEASE),
+    "reverse_migrations": (
+        ("--reverse-migrations",),
+        flag("reverse the migrations that separate the releases, after a backup"),
+    ),
+    "file": (
+        ("file",),
+        {"type": Path, "metavar": "FILE", "help": "a backup, as those in .deploy/backups"},
+    ),
+    "yes": (("--yes",), flag("do it: what the database holds now is replaced")),
+    "test": (("--test",), flag("restore it beside the database, and drop it again")),
+    "as_json": (("--json",), {"dest": "as_json", **flag("for programs")}),
+    "follow": (("-f", "--follow"), flag("go on while it is written")),
+    "state": (("state",), {"choices": ["on", "off"]}),
+    "quiet": (("-q", "--quiet"), flag("say nothing unless there is a problem")),
+    "arguments": (("arguments",), {"nargs": argparse.REMAINDER, "metavar": "ARGS"}),
+    "timer": (("--timer",), flag("deploy what is new every five minutes, too")),
+}
+COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
+    "deploy": (deploy, "revision if_changed dry_run wait"),
+    "rollback": (rollback, "release reverse_migrations wait"),
+    "backup": (back_up, "as_json wait"),
+    "restore": (restore_backup, "file yes test wait"),
+    "restart": (restart_everything, "wait"),
+    "status": (show_status, "as_json"),
+    "history": (show_history, "as_json"),
+    "logs": (show_logs, "release follow"),
+    "check": (check_server, "quiet"),
+    "maintenance": (maintenance, "state"),
+    "manage": (run_manage, "arguments"),
+    "setup": (setup, "dry_run timer"),
+}
+
+
+def parse_arguments(argv: Sequence[str]) -> dict[str, Any]:
+    """The command line as `config`, `command` and its arguments; by default it is `deploy`."""
     parser = argparse.ArgumentParser(
-        prog="deploy.py", description="Deploy a Django project on the one server that it runs on.",
-        epilog="Without a command: deploy. Each command has its own --help.")
-    parser.add_argument("-c", "--config", type=Path, default=SCRIPT.with_name("deploy.ini"), metavar="FILE",
-                        help="the settings file (default: deploy.ini beside deploy.py)")
+        prog="deploy.py",
+        description="Deploy a Django project on the one server that it runs on.",
+        epilog="Without a command: deploy. Each command has its own --help.",
+    )
+    parser.add_argument(
+        "-c",
+        "--config",
+        type=Path,
+        default=SCRIPT.with_name("deploy.ini"),
+        metavar="FILE",
+        help="the settings file (default: deploy.ini beside deploy.py)",
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    added = {}
-    for act in (deploy_command, rollback_command, backup_command, restore_command, restart_command, status_command,
-                history_command, logs_command, check_command, maintenance_command, manage_command, setup_command):
-        name = act.__name__.removesuffix("_command")
-        added[name] = commands.add_parser(name, help=act.__doc__, description=act.__doc__)
-        added[name].set_defaults(act=act)
-    deploy = added["deploy"]
-    deploy.add_argument("revision", nargs="?", default="", help="a branch, tag or commit (default: [pull] branch)")
-    deploy.add_argument("--if-changed", action="store_true",
-                        help="do and say nothing unless the branch, .env or the settings changed")
-    for name in ("deploy", "setup"):
-        added[name].add_argument("--dry-run", action="store_true", help="say what would be done, change nothing")
-    added["setup"].add_argument("--timer", action="store_true", help="deploy what is new every five minutes, too")
-    for name in ("rollback", "logs"):
-        added[name].add_argument("release", nargs="?", default="", help="a release of the history")
-    added["rollback"].add_argument("--reverse-migrations", action="store_true",
-                                   help="reverse the migrations that separate the releases, after a backup")
-    restore = added["restore"]
-    restore.add_argument("file", type=Path, metavar="FILE", help="a backup, as those in .deploy/backups")
-    restore.add_argument("--yes", action="store_true", help="do it: what the database holds now is replaced")
-    restore.add_argument("--test", action="store_true", help="restore it beside the database, and drop it again")
-    for name in ("deploy", "rollback", "backup", "restore", "restart"):
-        added[name].add_argument("--wait", type=float, default=0, metavar="SECONDS",
-                                 help="wait so long for another run to end (default: do not wait)")
-    for name in ("backup", "status", "history"):
-        added[name].add_argument("--json", action="store_true", help="for programs")
-    added["logs"].add_argument("-f", "--follow", action="store_true", help="go on while it is written")
-    added["maintenance"].add_argument("state", choices=["on", "off"])
-    added["check"].add_argument("-q", "--quiet", action="store_true", help="say nothing unless there is a problem")
-    added["manage"].add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS")
+    for name, (function, arguments) in COMMANDS.items():
+        added = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
+        for argument in arguments.split():
+            flags, options = ARGUMENTS[argument]
+            added.add_argument(*flags, **options)
     at = 0
     while at < len(argv) and argv[at].startswith(("-c", "--config")):
         at += 2 if argv[at] in ("-c", "--config") else 1
-    if at == len(argv) or (at < len(argv) and argv[at].startswith("-") and argv[at] not in ("-h", "--help")):
-        argv = [*argv[:at], "deploy", *argv[at:]]  # so that `deploy.py --wait 60` is understood
-    return parser.parse_args(argv)
+    rest = list(argv[at:])
+    flags_first = rest[:1] == [] or (rest[0].startswith("-") and rest[0] not in ("-h", "--help"))
+    if at <= len(argv) and flags_first:
+        rest.insert(0, "deploy")  # so that `deploy.py --wait 60` is understood
+    return vars(parser.parse_args([*argv[:at], *rest]))
+
+
+def sentence(failure: Failure) -> str:
+    """What failed, what is live, and what to do, as one line that is shown whole."""
+    live = failure.live
+    if not live and failure.status in (LOCKED, MISTAKE):
+        live = "nothing was touched"
+    rest = clean("; ".join(filter(None, (live, failure.remedy))))
+    what = clean(failure.message())
+    room = WIDTH - 20 - len(rest)
+    return f"{what if len(what) <= room else what[:room] + '…'}; {rest}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; the exit status. Only this turns a failure into a sentence."""
     options = parse_arguments(sys.argv[1:] if argv is None else argv)
-    Interrupted.install()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone
-    output = Output()
+    start_logging()
+    command, _ = COMMANDS[options.pop("command")]
     try:
-        locked = ("deploy", "rollback", "backup", "restore", "restart")
-        kinds = {**dict.fromkeys(locked, Deployment), "setup": Setup}
-        return int(options.act(kinds.get(options.command, Site)(options, output)))
-    except Failure as failure:
-        error = failure
-    except Exception as unforeseen:  # noqa: BLE001 - never a traceback
-        error = as_failure(unforeseen, output)
-    output.quiet = False
-    for line in error.details:
-        output.say(line)
-    live = error.live or ("nothing was touched" if error.status in (LOCKED, MISTAKE) else "")
-    output.say("; ".join(filter(None, (f"FAILED: {error.what}", live, error.remedy))))
-    return error.status
+        return command(Site(options.pop("config")), **options)
+    except (Exception, Interrupted) as error:  # noqa: BLE001 - never a traceback
+        failure = as_failure(error)
+    console.hidden = False
+    for line in failure.details:
+        say(line)
+    log.error(sentence(failure))
+    return failure.status
 
 
 if __name__ == "__main__":

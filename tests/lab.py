@@ -22,6 +22,7 @@ Files of the lab itself steer the rest:
 
 A test finds its lab at the same place as the test before it, a fresh copy of one that was made once.
 """
+
 from __future__ import annotations
 
 import atexit
@@ -47,7 +48,7 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parent.parent
 Run = subprocess.CompletedProcess[str]
 
-MANAGE = '''
+MANAGE = """
 import json, os, sys
 lab, undo = os.environ["LAB"], os.environ.get("DEPLOY_UNDO", "").split()
 command = {"shell": "reverse" if undo else "plan"}.get(sys.argv[1], sys.argv[1])
@@ -86,9 +87,9 @@ elif command == "migrate":
 else:
     print(sys.argv[1:], os.getcwd(), os.environ["SECRET_KEY"])
     sys.exit(7)
-'''
+"""
 
-CANDIDATE = '''#!{python} -IS
+CANDIDATE = """#!{python} -IS
 import os, socket, sys, threading, time
 lab = os.environ["LAB"]
 read = lambda path: open(path).read().strip() if os.path.exists(path) else ""
@@ -111,29 +112,29 @@ server.listen()
 print("booted", flush=True)
 while True:
     threading.Thread(target=answer, args=(server.accept()[0],), daemon=True).start()
-'''
+"""
 
-BLOCK = '''#!{python} -IS
+BLOCK = """#!{python} -IS
 import os, sys, time
 file = os.environ["LAB"] + "/blocked-" + sys.argv[1]
 open(file, "w").close()
 while os.path.exists(file):
     time.sleep(0.02)
-'''
+"""
 
-PIPENV = '''#!/bin/sh -e
+PIPENV = """#!/bin/sh -e
 [ "$1" != verify ] || exit 0
 mkdir "$WORKON_HOME/$PIPENV_CUSTOM_VENV_NAME" "$WORKON_HOME/$PIPENV_CUSTOM_VENV_NAME/bin"
 cp "$LAB/python" "$WORKON_HOME/$PIPENV_CUSTOM_VENV_NAME/bin/python"
 echo "installed by $*"
-'''
+"""
 
-RESTART = '''#!/bin/sh -e
+RESTART = """#!/bin/sh -e
 readlink -f "$LAB/checkout/.deploy/current" > "$LAB/serving.new"
 mv "$LAB/serving.new" "$LAB/serving"
-'''
+"""
 
-DATABASE = '''#!/bin/sh -e
+DATABASE = """#!/bin/sh -e
 cd "$LAB"
 case $1 in
 freeze) touch frozen;;
@@ -143,15 +144,24 @@ swap) ln database database-between; mv "database-$2" database; mv database-betwe
 thaw) rm -f frozen;;
 drop) rm -f "database-$2";;
 esac
-'''
+"""
 
 NOTHING = "#!/bin/sh\n"
 UPGRADES = """#!/bin/sh
 echo 'APT::Periodic::Unattended-Upgrade "1";'
 """
-SCRIPTS = {"gunicorn": CANDIDATE, "block": BLOCK, "pipenv": PIPENV, "restart": RESTART, "services": NOTHING,
-           "proxy": NOTHING, "ss": NOTHING, "apt-config": UPGRADES,
-           "dump": '#!/bin/sh -e\ncat "$LAB/database"', "database": DATABASE}
+SCRIPTS = {
+    "gunicorn": CANDIDATE,
+    "block": BLOCK,
+    "pipenv": PIPENV,
+    "restart": RESTART,
+    "services": NOTHING,
+    "proxy": NOTHING,
+    "ss": NOTHING,
+    "apt-config": UPGRADES,
+    "dump": '#!/bin/sh -e\ncat "$LAB/database"',
+    "database": DATABASE,
+}
 
 INI = """
 [deploy]
@@ -168,6 +178,7 @@ command = database {{act}} {{database}}
 [restart]
 candidate = gunicorn {{socket}}
 command = restart
+process =
 proxy = proxy
 timeout = 20
 [status]
@@ -213,7 +224,9 @@ def site_port() -> int:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+    ).start()
     atexit.register(server.server_close)
     return int(server.server_address[1])
 
@@ -254,18 +267,47 @@ class Lab:
     def make(self) -> None:
         (self.root / "home").mkdir(parents=True)
         (self.root / "home" / ".gitconfig").write_text(
-            "[user]\nname = x\nemail = x@example.com\n[protocol \"file\"]\nallow = always\n")
+            '[user]\nname = x\nemail = x@example.com\n[protocol "file"]\nallow = always\n'
+        )
         self.bin.mkdir()
         for name, text in SCRIPTS.items():
             self.script(name, text.replace("{python}", sys.executable))
-        self.script("../python", f'exec {sys.executable} -IS "$@"')  # -IS: without what makes it start slowly
-        self.git("init", "--quiet", "--initial-branch=main", "--template=", str(self.author), folder=self.root)
+        self.script(
+            "../python", f'exec {sys.executable} -IS "$@"'
+        )  # -IS: without what makes it start slowly
+        self.git(
+            "init",
+            "--quiet",
+            "--initial-branch=main",
+            "--template=",
+            str(self.author),
+            folder=self.root,
+        )
         shutil.copy(PROJECT / "deploy.py", self.author)
         lock = json.dumps({"_meta": {"requires": {}}, "default": {}})
-        self.push({"app": "one", "health": "200", "boot": "", "static": "", "migrations": "app.0001_first\n",
-                   "manage.py": MANAGE, "Pipfile": "", "Pipfile.lock": lock, ".gitignore": ".env\nmedia/\n*.local\n",
-                   "deploy.ini": INI.format(port=site_port())}, "the first")
-        self.git("clone", "--quiet", "--template=", str(self.author), str(self.checkout), folder=self.root)
+        self.push(
+            {
+                "app": "one",
+                "health": "200",
+                "boot": "",
+                "static": "",
+                "migrations": "app.0001_first\n",
+                "manage.py": MANAGE,
+                "Pipfile": "",
+                "Pipfile.lock": lock,
+                ".gitignore": ".env\nmedia/\n*.local\n",
+                "deploy.ini": INI.format(port=site_port()),
+            },
+            "the first",
+        )
+        self.git(
+            "clone",
+            "--quiet",
+            "--template=",
+            str(self.author),
+            str(self.checkout),
+            folder=self.root,
+        )
         self.env("SECRET_KEY='a $ecret = value # of 1'\nDEBUG=False\n")
 
     # ------------------------------------------------------------------------------------------------- making changes
@@ -284,25 +326,44 @@ class Lab:
 
     def block_git(self, command: str, when: str = "true") -> None:
         """Have `git COMMAND` block before it begins, as `block pull` would; once, and only if `when` holds."""
-        self.script("git", f'''case " $* " in *" {command} "*)
+        self.script(
+            "git",
+            f'''case " $* " in *" {command} "*)
             if [ ! -e "$LAB/was-blocked" ] && {when}; then touch "$LAB/was-blocked"; block pull; fi;; esac
-            exec {shutil.which("git")} "$@"''')
+            exec {shutil.which("git")} "$@"''',
+        )
 
     def env(self, text: str) -> None:
         (self.checkout / ".env").write_text(text)
         (self.checkout / ".env").chmod(0o600)
 
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DEPLOY_"))}
-        return kept | {"LAB": str(self.root), "PATH": f"{self.bin}:{kept['PATH']}", "HOME": str(self.root / "home")}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("GIT_", "DEPLOY_"))
+        }
+        return kept | {
+            "LAB": str(self.root),
+            "PATH": f"{self.bin}:{kept['PATH']}",
+            "HOME": str(self.root / "home"),
+        }
 
     def git(self, *arguments: str, folder: Path | None = None) -> str:
-        done = subprocess.run(["git", *arguments], cwd=folder or self.author, env=self.environment(), text=True,
-                              capture_output=True, check=False)
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=folder or self.author,
+            env=self.environment(),
+            text=True,
+            capture_output=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def push(self, files: Mapping[str, str | None], message: str = "a change", folder: Path | None = None) -> str:
+    def push(
+        self, files: Mapping[str, str | None], message: str = "a change", folder: Path | None = None
+    ) -> str:
         """Commit the files (None: removed) in the author's repository, or elsewhere; the full hash."""
         place = folder or self.author
         for name, text in files.items():
@@ -318,7 +379,13 @@ class Lab:
 
     def setting(self, section: str, key: str, value: str) -> None:
         """Change [section] key in the settings of the next push, and deploy nothing yet."""
-        self.push({"deploy.ini": with_setting((self.author / "deploy.ini").read_text(), section, key, value)})
+        self.push(
+            {
+                "deploy.ini": with_setting(
+                    (self.author / "deploy.ini").read_text(), section, key, value
+                )
+            }
+        )
         self.git("pull", "--quiet", folder=self.checkout)
 
     # --------------------------------------------------------------------------------------------------------- running
@@ -326,8 +393,15 @@ class Lab:
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
         """Start deploy.py in the checkout."""
         process = subprocess.Popen(
-            [sys.executable, "-S", "deploy.py", *arguments], cwd=self.checkout, env=self.environment() | variables,
-            text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace")
+            [sys.executable, "-S", "deploy.py", *arguments],
+            cwd=self.checkout,
+            env=self.environment() | variables,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            errors="replace",
+        )
         self.processes.append(process)
         return process
 
@@ -349,7 +423,10 @@ class Lab:
 
     def await_blocked(self, name: str, process: subprocess.Popen[str]) -> None:
         """Wait until `block NAME` runs."""
-        wait_for(lambda: (self.root / f"blocked-{name}").exists() or process.poll() is not None, f"{name} blocks")
+        wait_for(
+            lambda: (self.root / f"blocked-{name}").exists() or process.poll() is not None,
+            f"{name} blocks",
+        )
         assert process.poll() is None, self.end(process).stdout
 
     def unblock(self, name: str) -> None:
@@ -358,8 +435,11 @@ class Lab:
 
     def await_waiting(self, process: subprocess.Popen[str]) -> None:
         """Wait until a deploy.py has opened the lock that another one holds."""
-        folder, lock = Path(f"/proc/{process.pid}/fd"), self.workspace / "lock"
-        wait_for(lambda: any(link.is_symlink() and link.readlink() == lock for link in folder.iterdir()), "it waits")
+        folder, lock = Path(f"/proc/{process.pid}/fd"), self.checkout / ".git"
+        wait_for(
+            lambda: any(link.is_symlink() and link.readlink() == lock for link in folder.iterdir()),
+            "it waits",
+        )
         assert process.poll() is None, self.end(process).stdout
 
     def kill(self, process: subprocess.Popen[str]) -> None:
@@ -418,7 +498,9 @@ class Lab:
 
     def releases(self) -> list[str]:
         """The texts of the releases that are there, oldest first."""
-        return [(path / "app").read_text() for path in sorted((self.workspace / "releases").iterdir())]
+        return [
+            (path / "app").read_text() for path in sorted((self.workspace / "releases").iterdir())
+        ]
 
     def running(self) -> dict[int, str]:
         """Every process that this lab started, or that those started: number and command."""
@@ -426,7 +508,9 @@ class Lab:
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if f"LAB={self.root}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                    found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    found[int(process.name)] = (
+                        (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    )
         return found
 
     def close(self) -> None:
@@ -457,12 +541,16 @@ def with_setting(ini: str, section: str, key: str, value: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def wait_for(condition: Callable[[], Any], what: str | Callable[[], str], seconds: float = 30) -> Any:
+def wait_for(
+    condition: Callable[[], Any], what: str | Callable[[], str], seconds: float = 30
+) -> Any:
     """Poll until the condition holds; its value."""
     until = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > until:
-            raise AssertionError(f"after {seconds:g} s still not: {what if isinstance(what, str) else what()}")
+            raise AssertionError(
+                f"after {seconds:g} s still not: {what if isinstance(what, str) else what()}"
+            )
         time.sleep(0.01)
     return found
 
@@ -507,7 +595,9 @@ class LabTest(unittest.TestCase):
         for part in parts:
             self.assertIn(part, sentence)
 
-    def assert_failed(self, run: Run, *parts: str, status: int = 1, result: str = "failed", live: str = "one") -> None:
+    def assert_failed(
+        self, run: Run, *parts: str, status: int = 1, result: str = "failed", live: str = "one"
+    ) -> None:
         """It failed with a sentence, `live` is as live as before, and nothing but the log is left of what failed."""
         self.assert_live(live)
         name, entry = self.lab.linked("current"), self.lab.history()[-1]
@@ -522,7 +612,9 @@ class LabTest(unittest.TestCase):
         """Every release that is there was once live and healthy, git knows of no other, and no command runs on."""
         good = {entry["release"] for entry in self.lab.history() if entry["result"] == "live"}
         there = {path.name for path in (self.lab.workspace / "releases").iterdir()}
-        trees = self.lab.git("worktree", "list", "--porcelain", folder=self.lab.checkout).split("\n\n")
+        trees = self.lab.git("worktree", "list", "--porcelain", folder=self.lab.checkout).split(
+            "\n\n"
+        )
         self.assertLessEqual(there, good)
         self.assertEqual({Path(tree.split()[1]).name for tree in trees}, there | {"checkout"})
         wait_for(lambda: not self.lab.running(), lambda: f"all has ended: {self.lab.running()}", 10)
@@ -530,9 +622,21 @@ class LabTest(unittest.TestCase):
     @contextlib.contextmanager
     def nothing_touched(self) -> Iterator[None]:
         """The checkout and what is live are afterwards as before."""
+
         def state() -> object:
-            files = {path.name: hash(path.read_bytes()) for path in self.lab.checkout.iterdir() if path.is_file()}
-            return self.lab.head(), files, self.lab.linked("current"), self.lab.linked("previous"), self.lab.releases()
+            files = {
+                path.name: hash(path.read_bytes())
+                for path in self.lab.checkout.iterdir()
+                if path.is_file()
+            }
+            return (
+                self.lab.head(),
+                files,
+                self.lab.linked("current"),
+                self.lab.linked("previous"),
+                self.lab.releases(),
+            )
+
         before = state()
         yield
         self.assertEqual(state(), before)

@@ -1,4 +1,5 @@
 """Tests that need more than Python and git skip themselves where that is not there, but never where they must run."""
+
 from __future__ import annotations
 
 import os

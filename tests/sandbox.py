@@ -4,10 +4,12 @@
     python3 tests/sandbox.py           play five acts, then remove everything
     python3 tests/sandbox.py --keep    leave the site running at the end, until Ctrl-C
 
-Everything is real: git, pipenv, virtual environments, Django, gunicorn, HTTP, and the deploy.py beside this folder.
-Only systemd is played, by tests/standin, which reads the units of systemd/. A client asks the site for its page all
-the while, and at the end it tells what it saw. All lies in one temporary folder.
+Everything is real: git, pipenv, virtual environments, Django, gunicorn, HTTP, and the deploy.py
+beside this folder. Only systemd is played, by tests/standin, with the units that `setup` makes. A
+client asks the site for its page all the while, and at the end it tells what it saw. All lies in
+one temporary folder.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -27,6 +29,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+import deploy  # also when this file is run as a program
+
 PIPENV = "pipenv==2026.10.3"
 DJANGO_OF_PYTHON_311 = "5.2.8"
 FOREIGN = ("GIT_", "PIPENV_", "DEPLOY_", "VIRTUAL_ENV", "PYTHONPATH", "STANDIN_", "SSH_CONNECTION")
@@ -63,8 +68,9 @@ DEFAULT_DB_ENGINE=django.db.backends.sqlite3
 DEFAULT_DB_NAME={root}/db.sqlite3
 """
 
-# What postgresql/restore.sh is for PostgreSQL. SQLite cannot refuse writes to others: freeze and thaw do nothing.
-SQLITE = '''\
+# What postgresql/restore.sh is for PostgreSQL. SQLite cannot refuse writes to others: freeze and
+# thaw do nothing.
+SQLITE = """\
 import os, sqlite3, sys
 act, other, live = sys.argv[1], (sys.argv[2:] or [""])[0], "{root}/db.sqlite3"
 beside = other if other == ":memory:" else "{root}/" + other
@@ -84,7 +90,7 @@ elif act == "swap":
     os.replace(beside + ".between", beside)
 elif act == "drop" and os.path.exists(beside):
     os.unlink(beside)
-'''
+"""
 
 MIGRATION = """\
 from django.db import migrations, models
@@ -92,7 +98,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [("formsApp", "0001_initial")]
-    # db_default, not default: the release before does not know the column, and must still be able to insert
+    # db_default, not default: the release before does not know the column, and must insert rows
     operations = [migrations.AddField("form", "open", models.BooleanField(db_default=True))]
 """
 
@@ -105,7 +111,9 @@ def find_python() -> tuple[str, tuple[int, int]]:
     """The Python for the sample: 3.12 or newer if there is one, else this one; and its version."""
     names = [sys.executable, "python3.13", "python3.12", "python3.14", "python3"]
     found = [path for name in names if (path := shutil.which(name))]
-    found += map(str, sorted(Path.home().glob(".pyenv/versions/3.1[2-9]*/bin/python3"), reverse=True))
+    found += map(
+        str, sorted(Path.home().glob(".pyenv/versions/3.1[2-9]*/bin/python3"), reverse=True)
+    )
     versions = {path: version for path in found if (version := python_version(path))}
     new = [path for path in versions if versions[path] >= (3, 12)]
     if not versions:
@@ -121,22 +129,28 @@ def python_version(path: str) -> tuple[int, int] | None:
     return tuple(map(int, done.stdout.split())) if done.returncode == 0 else None  # type: ignore[return-value]
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def reserved_port() -> socket.socket:
+    """A socket whose port of 127.0.0.1 the system gives to nobody else, but that can be listened on."""
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind(("127.0.0.1", 0))
+    return probe
 
 
 @dataclass
 class Client:
-    """Asks a URL without a pause, each time on a new connection, and keeps what it saw."""
+    """Asks a URL all the while, each time on a new connection, and keeps what it saw."""
 
     url: str
-    by_body: bool = False  # what tells the releases apart: the whole answer, else its header X-Release
+    pause: float = 0  # after each answer
+    by_body: bool = (
+        False  # what tells the releases apart: the whole answer, else its header X-Release
+    )
     waits: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    releases: list[str] = field(default_factory=list)  # that answered, in the order in which they were first seen
+    releases: list[str] = field(
+        default_factory=list
+    )  # that answered, in the order in which they were first seen
 
     def ask(self) -> None:
         """Ask once."""
@@ -159,7 +173,7 @@ class Client:
         done = threading.Event()
 
         def work() -> None:
-            while not done.is_set():
+            while not done.wait(self.pause):
                 self.ask()
 
         worker = threading.Thread(target=work)
@@ -172,7 +186,7 @@ class Client:
 
 
 class Sandbox:
-    """A remote, its author's clone, a checkout that is deployed from, and the units of the service."""
+    """A remote, its author's clone, a checkout to deploy from, and the units of the service."""
 
     def __init__(self, quiet: bool = False) -> None:
         if not shutil.which("git"):
@@ -180,24 +194,46 @@ class Sandbox:
         self.quiet = quiet
         self.python, self.version = find_python()
         self.root = Path(tempfile.mkdtemp(prefix="sandbox-"))
-        self.remote, self.author, self.checkout = (self.root / name for name in ("remote.git", "author", "gforms"))
-        self.port = free_port()
+        self.remote, self.author, self.checkout = (
+            self.root / name for name in ("remote.git", "author", "gforms")
+        )
+        self.reserved = reserved_port()
+        self.port = int(self.reserved.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}/"
 
     def environment(self) -> dict[str, str]:
         """The environment of every command: the stand-ins and our own pipenv come first in PATH."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-        path = f"{PROJECT / 'tests' / 'standin'}:{self.root / 'tools' / 'bin'}:{kept.get('PATH', os.defpath)}"
-        identity = {f"GIT_{who}_{what}": "author@example.com" for who in ("AUTHOR", "COMMITTER")
-                    for what in ("NAME", "EMAIL")}
-        return kept | identity | {
-            "PATH": path, "STANDIN_UNITS": str(self.root / "units"), "STANDIN_STATE": str(self.root / "state"),
-            "PIPENV_NOSPIN": "1", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+        first = f"{PROJECT / 'tests' / 'standin'}:{self.root / 'tools' / 'bin'}"
+        path = f"{first}:{kept.get('PATH', os.defpath)}"
+        identity = {
+            f"GIT_{who}_{what}": "author@example.com"
+            for who in ("AUTHOR", "COMMITTER")
+            for what in ("NAME", "EMAIL")
+        }
+        return (
+            kept
+            | identity
+            | {
+                "PATH": path,
+                "STANDIN_UNITS": str(self.root / "units"),
+                "STANDIN_STATE": str(self.root / "state"),
+                "PIPENV_NOSPIN": "1",
+                "GIT_CONFIG_GLOBAL": os.devnull,
+                "GIT_CONFIG_SYSTEM": os.devnull,
+            }
+        )
 
     def run(self, *command: str, folder: Path | None = None, **more: str) -> str:
         """Run a command that must succeed; its stdout."""
-        done = subprocess.run(command, cwd=folder or self.author, env=self.environment() | more, text=True,
-                              capture_output=True, check=False)
+        done = subprocess.run(
+            command,
+            cwd=folder or self.author,
+            env=self.environment() | more,
+            text=True,
+            capture_output=True,
+            check=False,
+        )
         if done.returncode:
             raise Missing(f"{' '.join(command)} failed: {(done.stdout + done.stderr)[-2000:]}")
         return done.stdout.strip()
@@ -207,37 +243,60 @@ class Sandbox:
         self.tell("getting pipenv …")
         self.run(self.python, "-m", "venv", "tools", folder=self.root)
         self.run("tools/bin/pip", "install", "--quiet", PIPENV, folder=self.root)
-        self.run("git", "init", "--quiet", "--bare", "--initial-branch=main", str(self.remote), folder=self.root)
+        self.run(
+            "git",
+            "init",
+            "--quiet",
+            "--bare",
+            "--initial-branch=main",
+            str(self.remote),
+            folder=self.root,
+        )
         self.run("git", "clone", "--quiet", str(self.remote), str(self.author), folder=self.root)
-        shutil.copytree(PROJECT / "tests" / "sample", self.author, dirs_exist_ok=True,
-                        ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            PROJECT / "tests" / "sample",
+            self.author,
+            dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
+        shutil.copytree(PROJECT / "systemd", self.author / "systemd")
         shutil.copy(PROJECT / "deploy.py", self.author)
         (self.root / "sqlite.py").write_text(SQLITE.format(root=self.root))
-        (self.author / "deploy.ini").write_text(INI.format(python=self.python, root=self.root, port=self.port))
+        (self.author / "deploy.ini").write_text(
+            INI.format(python=self.python, root=self.root, port=self.port)
+        )
         if self.version < (3, 12):
             self.edit("Pipfile", "==6.0.2", f"=={DJANGO_OF_PYTHON_311}")
         self.tell("locking the packages of the sample …")
         self.lock()
         self.push("The first release")
         self.run("git", "clone", "--quiet", str(self.remote), str(self.checkout), folder=self.root)
-        (self.checkout / ".env").write_text(ENV.format(secret=secrets.token_urlsafe(50), root=self.root))
+        (self.checkout / ".env").write_text(
+            ENV.format(secret=secrets.token_urlsafe(50), root=self.root)
+        )
         (self.checkout / ".env").chmod(0o600)
         self.start_socket()
 
     def start_socket(self) -> None:
-        """Copy the units for this checkout and this port, and have the stand-in of systemd hold the socket."""
+        """Have the stand-in of systemd hold the socket, with the units of `setup`, on this port."""
         (self.root / "units").mkdir()
         (self.root / "state").mkdir()
-        for unit in (PROJECT / "systemd").glob("gunicorn*"):
-            text = unit.read_text().replace("/home/ubuntu/gforms", str(self.checkout))
-            text = text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}").replace("--workers 5", "--workers 2")
-            (self.root / "units" / unit.name).write_text(text)
+        site = deploy.Site(self.checkout / "deploy.ini")
+        for name, text in deploy.units_for(deploy.Server(site, dry_run=True), timer=False).items():
+            text = text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}")
+            (self.root / "units" / name).write_text(text.replace("--workers 5", "--workers 2"))
         self.run("systemctl", "start", "gunicorn.socket", folder=self.root)
 
     def lock(self) -> None:
         """Make Pipfile.lock anew."""
-        self.run("pipenv", "lock", WORKON_HOME=str(self.root / "author-env"), PIPENV_VENV_IN_PROJECT="0",
-                 PIPENV_DEFAULT_PYTHON_VERSION=self.python, PIPENV_IGNORE_VIRTUALENVS="1")
+        self.run(
+            "pipenv",
+            "lock",
+            WORKON_HOME=str(self.root / "author-env"),
+            PIPENV_VENV_IN_PROJECT="0",
+            PIPENV_DEFAULT_PYTHON_VERSION=self.python,
+            PIPENV_IGNORE_VIRTUALENVS="1",
+        )
 
     def edit(self, name: str, old: str, new: str) -> None:
         """Replace a text, which must be there, in a file of the author's clone."""
@@ -258,12 +317,21 @@ class Sandbox:
         self.run("git", "push", "--quiet", "origin", "HEAD:main")
 
     def deploy(self, *arguments: str) -> tuple[int, str]:
-        """Run deploy.py as its user would, its output before the reader's eyes; exit status and output."""
+        """Run deploy.py as its user would, before the reader's eyes; exit status and output."""
         self.tell(f"$ python3 deploy.py {' '.join(arguments)}".rstrip())
         lines = []
-        to = None if sys.stdout.isatty() and not self.quiet else subprocess.PIPE  # a terminal is shown as one sees it
-        with subprocess.Popen([sys.executable, "deploy.py", *arguments], cwd=self.checkout, env=self.environment(),
-                              text=True, stdin=subprocess.DEVNULL, stdout=to, stderr=subprocess.STDOUT) as process:
+        to = (
+            None if sys.stdout.isatty() and not self.quiet else subprocess.PIPE
+        )  # a terminal is shown as one sees it
+        with subprocess.Popen(
+            [sys.executable, "deploy.py", *arguments],
+            cwd=self.checkout,
+            env=self.environment(),
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=to,
+            stderr=subprocess.STDOUT,
+        ) as process:
             for line in process.stdout or ():
                 lines.append(line)
                 self.tell(line.rstrip("\n"))
@@ -279,6 +347,7 @@ class Sandbox:
         """End the service and remove the folder."""
         with contextlib.suppress(Missing):
             self.run("systemctl", "exit", folder=self.root)
+        self.reserved.close()
         shutil.rmtree(self.root)
 
     # -- the five acts
@@ -291,16 +360,26 @@ class Sandbox:
         """A new package, a migration and a new page."""
         self.release("2", "1")
         self.edit("Pipfile", "[packages]\n", '[packages]\nwhitenoise = "*"\n')
-        self.edit("forms/settings.py", '    "django.middleware.security.SecurityMiddleware",\n',
-                  '    "django.middleware.security.SecurityMiddleware",\n'
-                  '    "whitenoise.middleware.WhiteNoiseMiddleware",\n')
+        self.edit(
+            "forms/settings.py",
+            '    "django.middleware.security.SecurityMiddleware",\n',
+            '    "django.middleware.security.SecurityMiddleware",\n'
+            '    "whitenoise.middleware.WhiteNoiseMiddleware",\n',
+        )
         (self.author / "formsApp/migrations/0002_form_open.py").write_text(MIGRATION)
-        self.edit("formsApp/models.py", "    created_at = models.DateTimeField(auto_now_add=True)\n\n    class Meta:\n"
-                  '        ordering = ["title"]', "    created_at = models.DateTimeField(auto_now_add=True)\n"
-                  "    open = models.BooleanField(db_default=True)\n\n    class Meta:\n"
-                  '        ordering = ["title"]')
-        self.edit("formsApp/urls.py", "urlpatterns = [\n",
-                  'urlpatterns = [\n    path("about/", views.index, name="about"),\n')
+        self.edit(
+            "formsApp/models.py",
+            "    created_at = models.DateTimeField(auto_now_add=True)\n\n    class Meta:\n"
+            '        ordering = ["title"]',
+            "    created_at = models.DateTimeField(auto_now_add=True)\n"
+            "    open = models.BooleanField(db_default=True)\n\n    class Meta:\n"
+            '        ordering = ["title"]',
+        )
+        self.edit(
+            "formsApp/urls.py",
+            "urlpatterns = [\n",
+            'urlpatterns = [\n    path("about/", views.index, name="about"),\n',
+        )
         self.lock()
         self.push("Serve the static files, close forms, and tell what this is")
         return self.deploy()
@@ -316,7 +395,11 @@ class Sandbox:
         """A commit that starts and answers 500."""
         self.release("4", "3")
         self.edit("forms/urls.py", "import no_such_module\n\nurlpatterns", "urlpatterns")
-        self.edit("formsApp/views.py", 'render(request, "formsApp/index.html"', 'render(request, "no.html"')
+        self.edit(
+            "formsApp/views.py",
+            'render(request, "formsApp/index.html"',
+            'render(request, "no.html"',
+        )
         self.push("Use a template that is not there")
         return self.deploy()
 
@@ -337,13 +420,17 @@ def play(sandbox: Sandbox, keep: bool) -> int:
             sandbox.tell(f"== {number} == {act.__doc__}\n")
             statuses.append(act()[0])
     sandbox.deploy("history")
-    sandbox.tell(f"All the while a client asked for {sandbox.url}: {len(client.waits)} requests, "
-                 f"{len(client.errors)} lost, longest wait {max(client.waits):.2f} s; "
-                 f"releases that answered: {' and '.join(client.releases)}.")
+    sandbox.tell(
+        f"All the while a client asked for {sandbox.url}: {len(client.waits)} requests, "
+        f"{len(client.errors)} lost, longest wait {max(client.waits):.2f} s; "
+        f"releases that answered: {' and '.join(client.releases)}."
+    )
     good = statuses == [0, 0, 1, 1, 0] and not client.errors and client.releases == ["1", "2"]
     sandbox.tell("All of it went as it should." if good else "THIS IS NOT AS IT SHOULD BE.")
     if keep:
-        sandbox.tell(f"The site is at {sandbox.url}, the checkout in {sandbox.checkout}; Ctrl-C ends it.")
+        sandbox.tell(
+            f"The site is at {sandbox.url}, the checkout in {sandbox.checkout}; Ctrl-C ends it."
+        )
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
     return 0 if good else 1
@@ -351,8 +438,12 @@ def play(sandbox: Sandbox, keep: bool) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Play the sandbox; the exit status."""
-    parser = argparse.ArgumentParser(description="Watch real deployments of a sample project, in a temporary folder.")
-    parser.add_argument("--keep", action="store_true", help="leave the site running at the end, until Ctrl-C")
+    parser = argparse.ArgumentParser(
+        description="Watch real deployments of a sample project, in a temporary folder."
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="leave the site running at the end, until Ctrl-C"
+    )
     options = parser.parse_args(argv)
     try:
         sandbox = Sandbox()

@@ -1,4 +1,5 @@
 """A terminal for deploy.py: a pseudo-terminal of a width, and what a reader sees on it."""
+
 from __future__ import annotations
 
 import contextlib
@@ -23,18 +24,30 @@ class Terminal:
     """deploy.py at work on a terminal; `raw` is all that it wrote there until now."""
 
     def __init__(
-        self, lab: Lab, *arguments: str, columns: int = 100, variables: Mapping[str, str] | None = None,
+        self,
+        lab: Lab,
+        *arguments: str,
+        columns: int = 100,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.raw, self.status = "", -1
         self.ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         os.set_blocking(self.ours, False)
-        environment = lab.environment() | {"TERM": "xterm", "LC_ALL": "C.UTF-8"} | dict(variables or {})
+        environment = (
+            lab.environment() | {"TERM": "xterm", "LC_ALL": "C.UTF-8"} | dict(variables or {})
+        )
         for name in {"COLUMNS", "NO_COLOR"} - set(variables or {}):
             environment.pop(name, None)
-        self.process = subprocess.Popen([sys.executable, "-S", "deploy.py", *arguments], cwd=lab.checkout,
-                                        env=environment, text=True, stdin=subprocess.DEVNULL,
-                                        stdout=theirs, stderr=theirs)
+        self.process = subprocess.Popen(
+            [sys.executable, "-S", "deploy.py", *arguments],
+            cwd=lab.checkout,
+            env=environment,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=theirs,
+        )
         os.close(theirs)
 
     def read(self) -> str:
@@ -46,12 +59,19 @@ class Terminal:
 
     def await_text(self, text: str) -> None:
         """Wait until this was written."""
-        wait_for(lambda: text in self.read() or self.process.poll() is not None, lambda: f"{text}: {self.raw[-2000:]}")
+        wait_for(
+            lambda: text in self.read() or self.process.poll() is not None,
+            lambda: f"{text}: {self.raw[-2000:]}",
+        )
         assert text in self.read(), self.raw
 
     def end(self, seconds: float = 60) -> int:
         """Wait for its end; the exit status."""
-        wait_for(lambda: self.read() is not None and self.process.poll() is not None, lambda: self.raw, seconds)
+        wait_for(
+            lambda: self.read() is not None and self.process.poll() is not None,
+            lambda: self.raw,
+            seconds,
+        )
         self.read()
         os.close(self.ours)
         return self.process.returncode

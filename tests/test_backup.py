@@ -1,4 +1,5 @@
-"""Backups that are whole or not there, and restores that leave a working database whatever happens to them."""
+"""Backups that are whole or not there, and restores that leave a working database in any case."""
+
 from __future__ import annotations
 
 import json
@@ -30,16 +31,18 @@ class BackupTest(LabTest):
 class Backup(BackupTest):
     def test_one_line_a_whole_file_and_a_line_of_the_history(self) -> None:
         run = self.lab.deploy("backup")
-        backup, = self.made()
+        (backup,) = self.made()
         self.assert_status(run, 0)
         self.assertEqual(run.stdout, f"backup   backed up: {backup} (0.0 MB)\n")
-        self.assertEqual((backup.read_text(), backup.stat().st_mode & 0o777), ("app.0001_first", 0o600))
+        self.assertEqual(
+            (backup.read_text(), backup.stat().st_mode & 0o777), ("app.0001_first", 0o600)
+        )
         self.assertEqual([entry["result"] for entry in self.lab.history()], ["live", "backed up"])
         self.assert_live("one")
 
     def test_json(self) -> None:
         said = json.loads(self.lab.deploy("backup", "--json").stdout)
-        backup, = self.made()
+        (backup,) = self.made()
         self.assertEqual((said["file"], said["bytes"]), (str(backup), 14))
 
     def test_a_command_that_fails(self) -> None:
@@ -53,11 +56,15 @@ class Backup(BackupTest):
 
     def test_a_command_that_writes_nothing(self) -> None:
         self.lab.script("dump", "exit 0")
-        self.assert_none_made(self.lab.deploy("backup"), "the backup is empty", "mend [backup] command")
+        self.assert_none_made(
+            self.lab.deploy("backup"), "the backup is empty", "mend [backup] command"
+        )
 
     def test_a_command_that_succeeds_and_writes_half(self) -> None:
         self.lab.setting("backup", "verify", "sh -c 'tail -n 1 | grep -qx END'")
-        self.assert_none_made(self.lab.deploy("backup"), ".part is not a whole backup", "ended with status 1")
+        self.assert_none_made(
+            self.lab.deploy("backup"), ".part is not a whole backup", "ended with status 1"
+        )
         self.lab.first("dump", 'trap "echo; echo END" EXIT')
         self.assert_status(self.lab.deploy("backup"), 0)
 
@@ -70,7 +77,9 @@ class Backup(BackupTest):
         last.touch()
         os.truncate(last, 1 << 42)
         self.before.add(last)
-        self.assert_none_made(self.lab.deploy("backup"), "there is no room for a backup", "MB are free", "make room")
+        self.assert_none_made(
+            self.lab.deploy("backup"), "there is no room for a backup", "MB are free", "make room"
+        )
 
     def test_a_deployment_without_a_backup_leaves_the_database_alone(self) -> None:
         self.lab.push({"app": "two", "migrations": "app.0001_first\napp.0002_good\n"})
@@ -92,19 +101,23 @@ class Backup(BackupTest):
         self.lab.push({"app": "two"})
         self.lab.setting("services", "before", "block services")
         deployment = self.lab.blocked("services")
-        self.assert_sentence(self.lab.deploy("backup"), 75, ["another run holds the lock: deploy by"])
+        self.assert_sentence(
+            self.lab.deploy("backup"), 75, ["another run holds the lock: deploy by"]
+        )
         waiting = self.lab.start("backup", "--wait", "60")
         self.lab.await_waiting(waiting)
         self.lab.unblock("services")
-        self.assert_deployed(self.lab.end(deployment), "two")
-        self.assert_status(self.lab.end(waiting), 0)
+        for process in (deployment, waiting):
+            self.assert_status(self.lab.end(process), 0)
+        self.assertEqual(self.lab.results()[-2:], ["live", "backed up"])
         self.assertEqual(len(self.made()), 1)
+        self.assert_live("two")
 
     def test_the_newest_are_kept_and_the_one_of_a_failed_migration_too(self) -> None:
         self.lab.setting("backup", "keep", "1")
         self.lab.push({"app": "two", "migrations": "app.0001_first\napp.0002_good\napp.0003_bad\n"})
         self.assert_failed(self.lab.deploy(), "app.0002_good")
-        named, = self.made()
+        (named,) = self.made()
         for _ in range(2):
             self.lab.tick()
             self.assert_status(self.lab.deploy("backup"), 0)
@@ -122,20 +135,30 @@ class Restore(BackupTest):
 
     def state(self) -> tuple[str, bool, list[str]]:
         """What the database holds, whether it takes writes, and what else lies beside it."""
-        return (self.database.read_text(), not (self.lab.root / "frozen").exists(),
-                [path.name for path in self.lab.root.glob("database-*")])
+        return (
+            self.database.read_text(),
+            not (self.lab.root / "frozen").exists(),
+            [path.name for path in self.lab.root.glob("database-*")],
+        )
 
     def test_the_database_is_replaced_after_a_backup_of_it(self) -> None:
         self.lab.first("database", 'echo "$1" >> "$LAB/acts"')
         run = self.lab.deploy("restore", str(self.backup), "--yes")
         self.assert_status(run, 0)
         self.assertEqual(self.state(), ("app.0001_first\nrow\n", True, []))
-        saved, = self.made()
+        (saved,) = self.made()
         self.assertEqual(saved.read_text(), "app.0001_first")
-        self.assertEqual((self.lab.root / "acts").read_text().split(),
-                         ["count", "load", "count", "freeze", "swap", "thaw", "drop"])
-        for said in ("takes no writes", f"backed up: {saved}", "holds 2 tables with 2 rows; the database 1 table",
-                     "the site answers", f"{self.backup} is the database now"):
+        self.assertEqual(
+            (self.lab.root / "acts").read_text().split(),
+            ["count", "load", "count", "freeze", "swap", "thaw", "drop"],
+        )
+        for said in (
+            "takes no writes",
+            f"backed up: {saved}",
+            "holds 2 tables with 2 rows; the database 1 table",
+            "the site answers",
+            f"{self.backup} is the database now",
+        ):
             self.assertIn(said, run.stdout)
         self.assertEqual(self.lab.results(), ["live", "restored"])
 
@@ -143,24 +166,36 @@ class Restore(BackupTest):
         self.backup.write_text("row\n")
         run = self.lab.deploy("restore", str(self.backup), "--yes")
         self.assert_status(run, 0)
-        self.assertIn("the restored database lacks app.0001_first; python3 deploy.py applies them", run.stdout)
+        self.assertIn(
+            "the restored database lacks app.0001_first; python3 deploy.py applies them", run.stdout
+        )
         self.assert_deployed(self.lab.deploy(), "one")
         self.assertEqual(self.database.read_text(), "row\napp.0001_first")
 
     def test_not_without_yes(self) -> None:
         run = self.lab.deploy("restore", str(self.backup))
         self.assertEqual(run.returncode, 2)
-        self.assertRegex(run.stdout, r"FAILED: .*a.dump would replace the database.*; nothing was done; say --yes")
-        self.assertEqual((self.state(), self.made(), self.lab.results()), (("app.0001_first", True, []), [], ["live"]))
+        self.assertRegex(
+            run.stdout,
+            r"FAILED: .*a.dump would replace the database.*; nothing was done; say --yes",
+        )
+        self.assertEqual(
+            (self.state(), self.made(), self.lab.results()),
+            (("app.0001_first", True, []), [], ["live"]),
+        )
 
     def test_a_file_that_is_not_there(self) -> None:
-        self.assert_sentence(self.lab.deploy("restore", "no.dump", "--yes"), 1, ["there is no file", "no.dump"])
+        self.assert_sentence(
+            self.lab.deploy("restore", "no.dump", "--yes"), 1, ["there is no file", "no.dump"]
+        )
 
     def test_with_test_the_database_and_its_writers_never_notice(self) -> None:
         self.lab.first("database", 'echo "$1" >> "$LAB/acts"')
         run = self.lab.deploy("restore", str(self.backup), "--test")
         self.assert_status(run, 0)
-        self.assertEqual((self.lab.root / "acts").read_text().split(), ["count", "load", "count", "drop"])
+        self.assertEqual(
+            (self.lab.root / "acts").read_text().split(), ["count", "load", "count", "drop"]
+        )
         self.assertEqual((self.state(), self.made()), (("app.0001_first", True, []), []))
         self.assertIn("can be restored; nothing was changed", run.stdout)
         self.assertEqual(self.lab.results(), ["live", "tested"])
@@ -178,7 +213,9 @@ class Restore(BackupTest):
         self.assertFalse((self.lab.root / "acts").exists())
 
     def fails_at(self, act: str) -> None:
-        self.lab.first("database", f'[ "$1" != {act} ] || {{ echo half > "$LAB/database-$2"; exit 4; }}')
+        self.lab.first(
+            "database", f'[ "$1" != {act} ] || {{ echo half > "$LAB/database-$2"; exit 4; }}'
+        )
         self.assert_not_restored(f"database {act} restore_", "ended with status 4")
 
     def test_a_backup_of_the_present_state_that_fails(self) -> None:
@@ -190,24 +227,33 @@ class Restore(BackupTest):
         self.assert_not_restored("the backup holds no table")
 
     def test_a_site_that_is_not_healthy_with_it(self) -> None:
-        self.lab.first("database", 'if [ "$1" = swap ]; then rm "$LAB/sick" 2>/dev/null || echo one > "$LAB/sick"; fi')
+        self.lab.first(
+            "database",
+            'if [ "$1" = swap ]; then rm "$LAB/sick" 2>/dev/null || echo one > "$LAB/sick"; fi',
+        )
         self.assert_not_restored("the site is not healthy: 500")
 
     def test_writes_that_cannot_be_taken_again_need_a_human_or_another_run(self) -> None:
         self.lab.script("dump", "exit 1")
         self.lab.first("database", '[ "$1" != thaw ] || [ ! -e "$LAB/bin/dump" ] || exit 5')
-        self.assert_sentence(self.lab.deploy("restore", str(self.backup), "--yes"), 3,
-                             ["the database is left half way", "run this again"])
+        self.assert_sentence(
+            self.lab.deploy("restore", str(self.backup), "--yes"),
+            3,
+            ["restore was left half way: run this again"],
+        )
         self.assertFalse(self.state()[1])
         (self.lab.bin / "dump").unlink()
         self.lab.deploy("backup")
         self.assertEqual(self.state(), ("app.0001_first", True, []))
 
     def killed_at(self, act: str) -> None:
-        """Killed there, the next run takes writes again, and a whole database is live: the old or the restored one."""
+        """Killed there, the next run leaves a whole database, old or restored; it takes writes."""
         self.lab.first("database", f'[ "$1 ${{2:+other}}" != "{act} other" ] || block database')
         process = self.lab.blocked("database", "restore", str(self.backup), "--yes")
-        self.lab.script("database", (self.lab.bin / "database").read_text().replace("|| block database", "|| true"))
+        self.lab.script(
+            "database",
+            (self.lab.bin / "database").read_text().replace("|| block database", "|| true"),
+        )
         self.lab.kill(process)
         self.lab.unblock("database")
         wait_for(lambda: not self.lab.running(), "its command has ended")
@@ -216,7 +262,9 @@ class Restore(BackupTest):
         self.assert_status(run, 0)
         self.assertIn("found: a restore by", run.stdout)
         restored = act in ("swap", "thaw", "drop")
-        self.assertEqual(self.state(), ("app.0001_first\nrow\n" if restored else "app.0001_first", True, []))
+        self.assertEqual(
+            self.state(), ("app.0001_first\nrow\n" if restored else "app.0001_first", True, [])
+        )
         self.assertEqual(self.lab.results(), ["live", "cut off", "backed up"])
 
 

@@ -1,4 +1,5 @@
-"""What deploy.py promises of itself: one file that anyone can read, and that needs nothing but Python."""
+"""What deploy.py promises of itself: a file that anyone can read, and that needs only Python."""
+
 from __future__ import annotations
 
 import ast
@@ -8,6 +9,7 @@ import os
 import re
 import statistics
 import subprocess
+import symtable
 import sys
 import tempfile
 import tokenize
@@ -20,8 +22,20 @@ import deploy
 
 SOURCE = Path(deploy.__file__)
 TEXT = SOURCE.read_text(encoding="utf-8")
-COMMANDS = ("deploy", "rollback", "backup", "restore", "restart", "status", "history", "logs", "check", "maintenance",
-            "manage", "setup")
+COMMANDS = (
+    "deploy",
+    "rollback",
+    "backup",
+    "restore",
+    "restart",
+    "status",
+    "history",
+    "logs",
+    "check",
+    "maintenance",
+    "manage",
+    "setup",
+)
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -37,12 +51,72 @@ def public(body: list[ast.stmt]) -> Iterator[ast.ClassDef | Function]:
         if isinstance(node, ast.ClassDef):
             yield node
             yield from public(node.body)
-        elif isinstance(node, Function) and (not node.name.startswith("_") or node.name.endswith("__")):
+        elif isinstance(node, Function) and (
+            not node.name.startswith("_") or node.name.endswith("__")
+        ):
             yield node
 
 
-# The design's 1,500 are missed: this is what the promises took. It may shrink, and is raised by no accident.
-LINES = 2_500
+def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """The line and the module of every import."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, "." * node.level + (node.module or "")
+
+
+# Statements, which no formatting squeezes; it may shrink, and is raised by no accident.
+STATEMENTS = 2_403
+COLUMNS, CLASS_LINES = 100, 200
+FREE = ("the story", "the tables")  # they may name what comes after them
+TABLES = {"STEPS", "UNDO"}  # and these may be named before
+
+
+def rooms(text: str) -> dict[str, int]:
+    """The parts of the file between its banners, each with the line where it begins."""
+    found = re.finditer(r"(?m)^# -{20,} (.+)$", text)
+    return {each[1]: text.count("\n", 0, each.start()) + 1 for each in found}
+
+
+def names_of_later_rooms(text: str) -> list[str]:
+    """What a room names and a later one defines; annotations, which are not run, do not count."""
+    begins, tree = rooms(text), ast.parse(text)
+
+    def room(node: ast.stmt) -> int:
+        return sum(line <= node.lineno for line in begins.values()) - 1
+
+    defined: dict[str, int] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | Function):
+            defined[node.name] = room(node)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [
+                each
+                for target in targets
+                for each in ast.walk(target)
+                if isinstance(each, ast.Name)
+            ]
+            defined |= {each.id: room(node) for each in names}
+    found = []
+    for table in symtable.symtable(text, "deploy.py", "exec").get_children():
+        here = sum(line <= table.get_lineno() for line in begins.values()) - 1
+        if here >= 0 and list(begins)[here] not in FREE:
+            later = sorted(
+                name for name in globals_of(table) - TABLES if defined.get(name, -1) > here
+            )
+            found += [f"{list(begins)[here]}: {table.get_name()} names {name}" for name in later]
+    return found
+
+
+def globals_of(table: symtable.SymbolTable) -> set[str]:
+    """The globals that a function or class names, or that those within it do."""
+    own = {
+        each.get_name() for each in table.get_symbols() if each.is_global() and each.is_referenced()
+    }
+    return own.union(*map(globals_of, table.get_children()))
+
 
 class BudgetTest(unittest.TestCase):
     tree: ast.Module
@@ -52,14 +126,41 @@ class BudgetTest(unittest.TestCase):
         cls.tree = ast.parse(TEXT)
 
     def test_it_is_short(self) -> None:
-        self.assertLessEqual(len(TEXT.splitlines()), LINES)
+        statements = [node for node in ast.walk(self.tree) if isinstance(node, ast.stmt)]
+        self.assertLessEqual(len(statements), STATEMENTS)
 
     def test_its_lines_are_short(self) -> None:
-        self.assertEqual([at for at, line in enumerate(TEXT.splitlines(), start=1) if len(line) > 120], [])
+        long = [at for at, line in enumerate(TEXT.splitlines(), start=1) if len(line) > COLUMNS]
+        self.assertEqual(long, [])
+
+    def test_its_classes_are_short(self) -> None:
+        sizes = {
+            node.name: (node.end_lineno or 0) - node.lineno + 1
+            for node in ast.walk(self.tree)
+            if isinstance(node, ast.ClassDef)
+        }
+        self.assertGreater(len(sizes), 20)
+        self.assertEqual({name: size for name, size in sizes.items() if size > CLASS_LINES}, {})
+
+    def test_no_room_names_a_later_one(self) -> None:
+        self.assertGreater(len(rooms(TEXT)), 20)
+        self.assertEqual(names_of_later_rooms(TEXT), [])
+
+    def test_a_room_that_names_a_later_one_would_be_seen(self) -> None:
+        one, two = (f"# {'-' * 20} {name}\n" for name in ("one", "two"))
+        text = f"{one}def f(x: G) -> G:\n    return g()\n{two}G = 1\ndef g(): return f(G)\n"
+        self.assertEqual(names_of_later_rooms(text), ["one: f names g"])
+
+    def test_the_table_of_contents_is_that_of_the_rooms(self) -> None:
+        listed = (deploy.__doc__ or "").partition("Contents: ")[2].replace("\n", " ").strip()
+        self.assertEqual(listed.split(" · "), list(rooms(TEXT)))
 
     def test_its_functions_are_short(self) -> None:
-        lengths = [((node.end_lineno or 0) - node.lineno + 1, node.name) for node in functions(self.tree)
-                   if node.name != "parse_arguments"]
+        lengths = [
+            ((node.end_lineno or 0) - node.lineno + 1, node.name)
+            for node in functions(self.tree)
+            if node.name != "parse_arguments"
+        ]
         sizes = sorted(size for size, _ in lengths)
         self.assertGreater(len(sizes), 50)
         self.assertLessEqual(statistics.median(sizes), 10)
@@ -67,34 +168,56 @@ class BudgetTest(unittest.TestCase):
         self.assertEqual([(name, size) for size, name in lengths if size > 40], [])
 
     def test_it_imports_the_standard_library_alone(self) -> None:
-        found = set()
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.Import):
-                found |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                self.assertEqual(node.level, 0)
-                found.add((node.module or "").split(".")[0])
-        self.assertGreater(len(found), 10)
-        self.assertEqual(found - sys.stdlib_module_names, set())
+        """Django is the project's: one function is sent to the project, and runs there."""
+        django = next(each for each in functions(self.tree) if each.name == "migrations_in_django")
+        inside = set(imported(django))
+        outside = set(imported(self.tree)) - inside
+        self.assertGreater(len(outside), 10)
+        self.assertEqual(
+            {name.partition(".")[0] for _, name in outside} - sys.stdlib_module_names, set()
+        )
+        self.assertIn("django", {name.partition(".")[0] for _, name in inside})
 
     def test_it_starts_without_any_package(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            run = subprocess.run([sys.executable, "-I", "-S", str(SOURCE), "--help"], cwd=folder, capture_output=True,
-                                 text=True, check=False)
+            run = subprocess.run(
+                [sys.executable, "-I", "-S", str(SOURCE), "--help"],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
         self.assertEqual((run.returncode, run.stderr), (0, ""))
 
     def test_no_shell_and_no_evaluated_text(self) -> None:
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Call):
-                self.assertNotIn("shell", [keyword.arg for keyword in node.keywords], f"line {node.lineno}")
+                self.assertNotIn(
+                    "shell", [keyword.arg for keyword in node.keywords], f"line {node.lineno}"
+                )
                 name = ast.unparse(node.func)
-                self.assertNotIn(name, ("os.system", "os.popen", "eval", "exec", "subprocess.getoutput",
-                                        "subprocess.getstatusoutput"), f"line {node.lineno}")
+                self.assertNotIn(
+                    name,
+                    (
+                        "os.system",
+                        "os.popen",
+                        "eval",
+                        "exec",
+                        "subprocess.getoutput",
+                        "subprocess.getstatusoutput",
+                    ),
+                    f"line {node.lineno}",
+                )
 
     def test_everything_public_is_annotated_and_has_one_line_that_says_what_it_is(self) -> None:
         for node in public(self.tree.body):
             with self.subTest(name=node.name, line=node.lineno):
-                if not node.name.endswith("__"):
+                described = isinstance(node, ast.ClassDef) and issubclass(
+                    getattr(deploy, node.name), deploy.Section
+                )
+                if (
+                    not node.name.endswith("__") and not described
+                ):  # a section says what it is by its keys
                     said = ast.get_docstring(node)
                     self.assertTrue(said)
                     self.assertEqual(len((said or "").splitlines()), 1)
@@ -116,14 +239,18 @@ class BudgetTest(unittest.TestCase):
 
     def test_an_older_python_is_told_in_a_sentence(self) -> None:
         """As Python 3.10 sees it: what came with 3.11 is not there."""
-        code = ("import collections, datetime, runpy, sys\n"
-                "if hasattr(datetime, 'UTC'): del datetime.UTC\n"
-                "sys.modules['tomllib'] = None\n"
-                "version = collections.namedtuple('version', 'major minor micro releaselevel serial')\n"
-                "sys.version_info = version(3, 10, 0, 'final', 0)\n"
-                "sys.version = '3.10.0 (main)'\n"
-                "runpy.run_path(sys.argv[1], run_name='__main__')")
-        run = subprocess.run([sys.executable, "-c", code, str(SOURCE)], capture_output=True, text=True, check=False)
+        code = (
+            "import collections, datetime, runpy, sys\n"
+            "if hasattr(datetime, 'UTC'): del datetime.UTC\n"
+            "sys.modules['tomllib'] = None\n"
+            "version = collections.namedtuple('version', 'major minor micro releaselevel serial')\n"
+            "sys.version_info = version(3, 10, 0, 'final', 0)\n"
+            "sys.version = '3.10.0 (main)'\n"
+            "runpy.run_path(sys.argv[1], run_name='__main__')"
+        )
+        run = subprocess.run(
+            [sys.executable, "-c", code, str(SOURCE)], capture_output=True, text=True, check=False
+        )
         self.assertNotIn("Traceback", run.stderr)
         self.assertIn("needs Python 3.11", run.stderr)
         self.assertIn("3.10.0", run.stderr)
@@ -136,15 +263,18 @@ class BudgetTest(unittest.TestCase):
 
 class HelpTest(unittest.TestCase):
     def help(self, *arguments: str) -> str:
-        with mock.patch.dict(os.environ, COLUMNS="200"), contextlib.redirect_stdout(io.StringIO()) as said, \
-                self.assertRaises(SystemExit) as caught:
+        with (
+            mock.patch.dict(os.environ, COLUMNS="200"),
+            contextlib.redirect_stdout(io.StringIO()) as said,
+            self.assertRaises(SystemExit) as caught,
+        ):
             deploy.parse_arguments([*arguments, "--help"])
         self.assertEqual(caught.exception.code, 0)
         return said.getvalue()
 
     def test_it_names_every_command(self) -> None:
         said = self.help()
-        known = {name.removesuffix("_command") for name in vars(deploy) if name.endswith("_command")}
+        known = set(deploy.COMMANDS)
         self.assertLessEqual(set(COMMANDS), known)
         for command in known:
             self.assertRegex(said, rf"(?m)^ +{command} +\S", "its name and what it does")
@@ -163,7 +293,7 @@ class HelpTest(unittest.TestCase):
 
 
 def newer_strings(text: str) -> Iterator[int]:
-    """The lines with a string inside an f-string that has the same quotes, which Python 3.11 does not read."""
+    """The lines with a string inside an f-string with the same quotes, unknown to Python 3.11."""
     start, end = (getattr(tokenize, name, None) for name in ("FSTRING_START", "FSTRING_END"))
     quotes: list[str] = []
     for token in tokenize.generate_tokens(io.StringIO(text).readline):

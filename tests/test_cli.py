@@ -1,11 +1,14 @@
 """The command line: what it means, and that a mistake in it is exit status 2."""
+
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
+import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import unittest
 from pathlib import Path
@@ -13,12 +16,13 @@ from typing import Any
 from unittest import mock
 
 import deploy
+from tests.speaking import speaking
 
 DEFAULT = Path(deploy.__file__).resolve().with_name("deploy.ini")
 
 
 class ParseTest(unittest.TestCase):
-    def parse(self, *argv: str) -> argparse.Namespace:
+    def parse(self, *argv: str) -> dict[str, Any]:
         try:
             with contextlib.redirect_stderr(io.StringIO()) as said:
                 return deploy.parse_arguments(argv)
@@ -26,11 +30,17 @@ class ParseTest(unittest.TestCase):
             self.fail(f"{argv}: {said.getvalue()}")
 
     def assert_parsed(self, argv: str, **wanted: Any) -> None:
-        found = vars(self.parse(*argv.split()))
+        found = self.parse(*argv.split())
         self.assertEqual({key: found.get(key) for key in wanted}, wanted, argv)
 
     def test_without_a_command_it_is_deploy(self) -> None:
-        defaults = {"revision": "", "if_changed": False, "dry_run": False, "wait": 0, "config": DEFAULT}
+        defaults = {
+            "revision": "",
+            "if_changed": False,
+            "dry_run": False,
+            "wait": 0,
+            "config": DEFAULT,
+        }
         self.assert_parsed("", command="deploy", **defaults)
         self.assert_parsed("deploy", command="deploy", **defaults)
 
@@ -42,41 +52,92 @@ class ParseTest(unittest.TestCase):
 
     def test_the_commands(self) -> None:
         self.assert_parsed("deploy v1.2 --wait 5", command="deploy", revision="v1.2", wait=5)
-        self.assert_parsed("deploy --dry-run 1a2b3c4", command="deploy", revision="1a2b3c4", dry_run=True)
+        self.assert_parsed(
+            "deploy --dry-run 1a2b3c4", command="deploy", revision="1a2b3c4", dry_run=True
+        )
         self.assert_parsed("rollback", command="rollback", release="", wait=0)
-        self.assert_parsed("rollback 20261123T071500Z-1a2b3c4 --wait 5", command="rollback",
-                           release="20261123T071500Z-1a2b3c4", wait=5)
-        self.assert_parsed("status", command="status", json=False)
-        self.assert_parsed("history --json", command="history", json=True)
+        self.assert_parsed(
+            "rollback 20261123T071500Z-1a2b3c4 --wait 5",
+            command="rollback",
+            release="20261123T071500Z-1a2b3c4",
+            wait=5,
+        )
+        self.assert_parsed("status", command="status", as_json=False)
+        self.assert_parsed("history --json", command="history", as_json=True)
         self.assert_parsed("logs", command="logs", release="", follow=False)
         self.assert_parsed("logs -f", command="logs", follow=True)
-        self.assert_parsed("logs 20261123T071500Z --follow", command="logs", release="20261123T071500Z", follow=True)
+        self.assert_parsed(
+            "logs 20261123T071500Z --follow",
+            command="logs",
+            release="20261123T071500Z",
+            follow=True,
+        )
         self.assert_parsed("check", command="check")
 
     def test_what_follows_manage_is_passed_on(self) -> None:
         self.assert_parsed("manage shell", command="manage", arguments=["shell"])
-        self.assert_parsed("manage migrate --plan -v 2 deploy", command="manage",
-                           arguments=["migrate", "--plan", "-v", "2", "deploy"])
+        self.assert_parsed(
+            "manage migrate --plan -v 2 deploy",
+            command="manage",
+            arguments=["migrate", "--plan", "-v", "2", "deploy"],
+        )
         self.assert_parsed("manage", command="manage", arguments=[])
 
     def test_the_settings_file_in_all_forms(self) -> None:
-        for form in ("-c other.ini", "-cother.ini", "-c=other.ini", "--config other.ini", "--config=other.ini"):
-            for rest, command in (("", "deploy"), ("--wait 5", "deploy"), ("deploy v1", "deploy"), ("status", "status"),
-                                  ("--if-changed", "deploy")):
+        for form in (
+            "-c other.ini",
+            "-cother.ini",
+            "-c=other.ini",
+            "--config other.ini",
+            "--config=other.ini",
+        ):
+            for rest, command in (
+                ("", "deploy"),
+                ("--wait 5", "deploy"),
+                ("deploy v1", "deploy"),
+                ("status", "status"),
+                ("--if-changed", "deploy"),
+            ):
                 self.assert_parsed(f"{form} {rest}", config=Path("other.ini"), command=command)
 
     def test_the_last_settings_file_counts(self) -> None:
-        self.assert_parsed("-c a.ini --config=b.ini --dry-run", config=Path("b.ini"), command="deploy", dry_run=True)
+        self.assert_parsed(
+            "-c a.ini --config=b.ini --dry-run",
+            config=Path("b.ini"),
+            command="deploy",
+            dry_run=True,
+        )
 
     def test_a_settings_file_with_the_name_of_a_command(self) -> None:
         self.assert_parsed("-c status", config=Path("status"), command="deploy")
         self.assert_parsed("-c status history", config=Path("status"), command="history")
 
     def test_usage(self) -> None:
-        for argv in ("nonsense", "-x", "--nonsense", "-c", "--config", "--wait", "--wait soon", "deploy a b",
-                     "status --if-changed", "rollback --dry-run", "logs a b", "status x", "check --json", "--json"):
+        for argv in (
+            "nonsense",
+            "-x",
+            "--nonsense",
+            "-c",
+            "--config",
+            "--wait",
+            "--wait soon",
+            "--wait nan",
+            "--wait inf",
+            "--wait -1",
+            "--wait 1e999",
+            "deploy a b",
+            "status --if-changed",
+            "rollback --dry-run",
+            "logs a b",
+            "status x",
+            "check --json",
+            "--json",
+        ):
             with self.subTest(argv=argv):
-                with contextlib.redirect_stderr(io.StringIO()) as said, self.assertRaises(SystemExit) as caught:
+                with (
+                    contextlib.redirect_stderr(io.StringIO()) as said,
+                    self.assertRaises(SystemExit) as caught,
+                ):
                     deploy.parse_arguments(argv.split())
                 self.assertEqual(caught.exception.code, 2)
                 self.assertIn("usage: deploy.py", said.getvalue())
@@ -92,13 +153,13 @@ class MainTest(unittest.TestCase):
         self.path = self.folder / "deploy.ini"
         self.path.write_text("")
         self.said = io.StringIO()
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-            self.addCleanup(signal.signal, number, signal.getsignal(number))
-        self.addCleanup(setattr, deploy.Interrupted, "shielded", False)
+        self.enterContext(mock.patch.multiple(deploy.Signals, received=0, shields=0))
 
     def main(self, *argv: str) -> int:
-        with contextlib.redirect_stdout(self.said), contextlib.redirect_stderr(self.said):
-            return deploy.main(["-c", str(self.path), *argv])
+        with speaking() as said, contextlib.redirect_stderr(self.said):
+            status = deploy.main(["-c", str(self.path), *argv])
+        self.said.write(said.getvalue())
+        return status
 
     def sentence(self) -> str:
         return self.said.getvalue().splitlines()[-1]
@@ -136,36 +197,78 @@ class MainTest(unittest.TestCase):
 
     def test_signals_have_their_status(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
-            deploy.Interrupted.shielded = False
-            with mock.patch.object(deploy, "Site", side_effect=lambda *_, n=number: signal.raise_signal(n)):
+            interrupted = deploy.Interrupted(number)
+            with mock.patch.object(deploy, "Site", side_effect=interrupted):
                 self.assertEqual(self.main("status"), 128 + number)
             self.assertIn(f"ended by {number.name}", self.sentence())
 
-    def test_a_lost_terminal_ends_nothing(self) -> None:
-        signal.signal(signal.SIGHUP, lambda *_: self.fail("it is not ignored"))
-        self.assertEqual(self.main("history"), deploy.OK)
-        signal.raise_signal(signal.SIGHUP)
-        self.assertEqual(signal.getsignal(signal.SIGHUP), signal.SIG_IGN)
+    def test_a_sentence_is_one_whole_line(self) -> None:
+        """Whatever is in it: what is live and what to do stand at its end."""
+        what = "a\r\nb\n::error::c \x1b[2J\u2028" + "x" * 9000
+        failure = deploy.Failure(what, "mend\nit")
+        failure.live = "1 is live"
+        with mock.patch.object(deploy, "Site", side_effect=failure):
+            self.assertEqual(self.main("status"), deploy.FAILED)
+        self.assertEqual(len(self.said.getvalue().splitlines()), 1)
+        self.assertTrue(
+            self.sentence().startswith("deploy   FAILED: a  b ::error::c "), self.sentence()[:60]
+        )
+        self.assertTrue(self.sentence().endswith("…; 1 is live; mend it"))
+        self.assertLess(len(self.sentence()), 4096)
 
-    def test_the_second_signal_does_not_skip_the_clean_up(self) -> None:
-        deploy.Interrupted.install()
-        with self.assertRaises(deploy.Interrupted):
-            signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)
+    def test_a_signal_while_the_interpreter_imports_is_kept(self) -> None:
+        """The handlers are there before anything large is imported: never a traceback."""
+        code = (
+            "import runpy, signal, sys\n"
+            "real, sys.argv = __import__, [sys.argv[1], 'status']\n"
+            "def late(name, *rest):\n"
+            "    if name == 'argparse':\n"
+            "        for number in (signal.SIGHUP, signal.SIGINT): signal.raise_signal(number)\n"
+            "    return real(name, *rest)\n"
+            "import builtins; builtins.__import__ = late\n"
+            "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        )
+        checkout = self.folder / "checkout"
+        (checkout / ".git").mkdir(parents=True)
+        (checkout / "deploy.ini").write_text("[health]\nurl =\n[status]\nchecks = a: sleep 600\n")
+        (checkout / ".env").write_text("A=1\n")
+        (checkout / ".env").chmod(0o600)
+        tool = shutil.copy(deploy.SCRIPT, checkout)
+        run = subprocess.run(
+            [sys.executable, "-c", code, str(tool)],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        self.assertEqual((run.returncode, run.stderr), (130, ""))
+        self.assertIn("FAILED: ended by SIGINT", run.stdout)
+
+    def test_a_release_is_not_taken_for_the_checkout(self) -> None:
+        workspace = self.folder / "gforms" / ".deploy"
+        release = workspace / "releases" / "20261124T100000Z-1a2b3c4"
+        release.mkdir(parents=True)
+        (workspace / "current").symlink_to(release)
+        (release / ".git").write_text(f"gitdir: {self.folder}/gforms/.git/worktrees/x\n")
+        for place in (release, workspace / "current"):
+            self.path = place / "deploy.ini"
+            self.path.write_text("")
+            self.assertEqual(self.main("backup"), deploy.MISTAKE)
+            self.assertIn(f"{release} is a release, not the checkout", self.sentence())
+            self.assertIn(f"cd {self.folder}/gforms", self.sentence())
 
     def test_the_history(self) -> None:
-        workspace = deploy.Workspace(self.folder / ".deploy")
-        workspace.make()
-        entry = {"release": "20261123T071500Z-1a2b3c4", "revision": "1a2b3c4" + "0" * 33, "subject": "größer",
-                 "command": "deploy", "by": "me", "started": "20261123T071500Z", "ended": "2026-11-23 07:15:09 UTC",
-                 "seconds": 9.25, "steps": {"env": 0.01, "pull": 1.5}, "result": "live", "message": ""}
-        workspace.record(entry)
+        (self.folder / ".deploy").mkdir()
+        entry = deploy.Entry(
+            release="20261123T071500Z-1a2b3c4", revision="1a2b3c4" + "0" * 33, subject="größer \x1b[2J",
+            command="deploy", by="me", started="20261123T071500Z", ended="2026-11-23 07:15:09 UTC",
+            seconds=9.25, steps={"env": 0.01, "pull": 1.5}, result="live")  # fmt: skip
+        deploy.History(self.folder / ".deploy" / "history.jsonl").record(entry)
         self.assertEqual(self.main("history"), deploy.OK)
         for part in ("20261123T071500Z", "live", "1a2b3c4 ", "größer", "9.2", "pull 1.5"):
             self.assertIn(part, self.sentence())
         self.assertEqual(self.main("history", "--json"), deploy.OK)
-        self.assertEqual(json.loads(self.sentence()), entry)
+        self.assertEqual(json.loads(self.sentence()), vars(entry))
 
     def test_logs_of_nothing(self) -> None:
         self.assertEqual(self.main("logs"), deploy.FAILED)

@@ -1,4 +1,5 @@
 """The other commands, and what a mistake on the command line says."""
+
 from __future__ import annotations
 
 import json
@@ -26,19 +27,43 @@ class Status(LabTest):
         self.assertIn("BAD: 500 Internal Server Error", run.stdout)
 
     def test_of_something_else_that_is_down(self) -> None:
-        self.lab.setting("status", "checks", "\n  app: echo at work\n  mail: sh -c 'echo the queue is full; exit 3'")
+        self.lab.setting(
+            "status",
+            "checks",
+            "\n  app: echo at work\n  mail: sh -c 'echo the queue is full; exit 3'",
+        )
         run = self.lab.deploy("status")
         self.assert_status(run, 1)
-        for line in ("app         good: at work", "mail        BAD: the queue is full (ended with status 3)"):
+        for line in (
+            "app         good: at work",
+            "mail        BAD: the queue is full (ended with status 3)",
+        ):
             self.assertIn(f"{line}\n", run.stdout)
 
-    def test_what_the_workspace_takes(self) -> None:
-        (self.lab.workspace / "backups" / "x").write_bytes(b"x" * 3_000_000)
-        self.assertRegex(self.lab.deploy("status").stdout, r"disk +good: [\d.]+ GB free; .*backups 3 MB, logs 0 MB")
+    def test_the_disk(self) -> None:
+        self.assertRegex(self.lab.deploy("status").stdout, r"disk +good: [\d.]+ GB free\n")
+
+    def test_a_run_that_was_cut_off(self) -> None:
+        """Between a kill and the next run, `status` says what is unfinished, and exits 1."""
+        self.lab.script("services", "block services")
+        process = self.lab.blocked("services")
+        self.lab.kill(process)
+        self.lab.kill_all()
+        run = self.lab.deploy("status")
+        self.assert_status(run, 1)
+        self.assertRegex(
+            run.stdout,
+            r"unfinished +BAD: a deploy was cut off.*: release; the next run puts it right",
+        )
+        self.lab.script("services", "")
+        self.assert_deployed(self.lab.deploy(), "one")
+        self.assert_status(self.lab.deploy("status"), 0)
 
     def test_for_programs(self) -> None:
         found = json.loads(self.lab.deploy("status", "--json").stdout)
-        self.assertEqual((found["release"], found["revision"]), (self.lab.linked("current"), self.lab.head()))
+        self.assertEqual(
+            (found["release"], found["revision"]), (self.lab.linked("current"), self.lab.head())
+        )
         self.assertEqual((found["healthy"], found["lock"]), (True, ""))
         self.assertEqual([*found["checks"]], ["health", "app", "disk"])
         self.assertEqual(found["checks"]["app"], {"good": True, "saw": "at work"})
@@ -55,7 +80,12 @@ class Status(LabTest):
 class Maintenance(LabTest):
     def test_on_and_off(self) -> None:
         flag = self.lab.workspace / "maintenance"
-        for state, there, status in (("on", True, 1), ("on", True, 1), ("off", False, 0), ("off", False, 0)):
+        for state, there, status in (
+            ("on", True, 1),
+            ("on", True, 1),
+            ("off", False, 0),
+            ("off", False, 0),
+        ):
             run = self.lab.deploy("maintenance", state)
             self.assert_status(run, 0)
             self.assertEqual((run.stdout, flag.exists()), (f"maintenance is {state}\n", there))
@@ -79,7 +109,9 @@ class Restart(LabTest):
         since = json.loads(self.lab.deploy("status", "--json").stdout)["ended"]
         self.assert_status(self.lab.deploy("restart"), 0)
         self.assert_live("one")
-        self.assertEqual((self.lab.root / "order").read_text().split(), ["services", "restart", "proxy"])
+        self.assertEqual(
+            (self.lab.root / "order").read_text().split(), ["services", "restart", "proxy"]
+        )
         self.assertEqual((self.lab.linked("current"), self.lab.linked("previous")), (release, ""))
         self.assertEqual(self.lab.results(), ["live", "restarted"])
         self.assertEqual(json.loads(self.lab.deploy("status", "--json").stdout)["ended"], since)
@@ -107,9 +139,10 @@ class Restart(LabTest):
         restart = self.lab.start("restart", "--wait", "60")
         self.lab.await_waiting(restart)
         self.lab.unblock("services")
-        self.assert_deployed(self.lab.end(process), "one")
-        self.assert_status(self.lab.end(restart), 0)
+        for each in (process, restart):
+            self.assert_status(self.lab.end(each), 0)
         self.assertEqual(self.lab.results()[-2:], ["live", "restarted"])
+        self.assert_live("one")
 
 
 class Cron(LabTest):
@@ -121,11 +154,23 @@ class Cron(LabTest):
         local.mkdir(exist_ok=True)
         if not (local / "bin").exists():
             (local / "bin").symlink_to(self.lab.bin)
-        environment = {"HOME": str(self.lab.root / "home"), "LOGNAME": "x", "SHELL": "/bin/sh", "PATH": "/usr/bin:/bin",
-                       "LAB": str(self.lab.root)}
-        run = subprocess.run([sys.executable, "deploy.py", "--if-changed"], cwd=self.lab.checkout, env=environment,
-                             text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                             check=False)
+        environment = {
+            "HOME": str(self.lab.root / "home"),
+            "LOGNAME": "x",
+            "SHELL": "/bin/sh",
+            "PATH": "/usr/bin:/bin",
+            "LAB": str(self.lab.root),
+        }
+        run = subprocess.run(
+            [sys.executable, "deploy.py", "--if-changed"],
+            cwd=self.lab.checkout,
+            env=environment,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
         return run.stdout
 
     def test_nothing_is_mailed_unless_something_is_new(self) -> None:
@@ -153,7 +198,9 @@ class NothingDeployed(LabTest):
     def test_other_commands(self) -> None:
         self.assertEqual(self.lab.deploy("history").stdout, "")
         self.assert_sentence(self.lab.deploy("logs"), 1, ["there is no such log"])
-        self.assert_sentence(self.lab.deploy("manage", "check"), 1, ["nothing is live yet", "deploy first"])
+        self.assert_sentence(
+            self.lab.deploy("manage", "check"), 1, ["nothing is live yet", "deploy first"]
+        )
         self.assert_sentence(self.lab.deploy("rollback"), 1, ["no earlier healthy release"])
         self.assert_status(self.lab.deploy("check"), 0)
 
@@ -168,12 +215,16 @@ class History(LabTest):
         run = self.lab.deploy("history")
         self.assert_status(run, 0)
         good, bad = run.stdout.splitlines()
-        line = r"^\d{8}T\d{6}Z  live +[0-9a-f]{7} +[\d.]+ s  cron +says one  \(env .* restart [\d.]+\)$"
-        self.assertRegex(good, line)
-        self.assertRegex(bad, r"  failed +[0-9a-f]{7} .* breaks the static files  \(env .* static [\d.]+\)$")
+        start = r"^\d{8}T\d{6}Z  live +[0-9a-f]{7} +[\d.]+ s  cron +says one"
+        self.assertRegex(good, start + r"  \(env .* restart [\d.]+\)$")
+        self.assertRegex(
+            bad, r"  failed +[0-9a-f]{7} .* breaks the static files  \(env .* static [\d.]+\)$"
+        )
 
     def test_for_programs(self) -> None:
-        lines = [json.loads(line) for line in self.lab.deploy("history", "--json").stdout.splitlines()]
+        lines = [
+            json.loads(line) for line in self.lab.deploy("history", "--json").stdout.splitlines()
+        ]
         self.assertEqual(lines, self.lab.history())
 
 
@@ -214,7 +265,9 @@ class Manage(LabTest):
     def test_it_runs_in_the_live_release_with_its_environment_and_status(self) -> None:
         run = self.lab.deploy("manage", "dumpdata", "-c", "x=1")
         release = (self.lab.workspace / "current").resolve()
-        self.assertEqual(run.stdout, f"['dumpdata', '-c', 'x=1'] {release} a $ecret = value # of 1\n")
+        self.assertEqual(
+            run.stdout, f"['dumpdata', '-c', 'x=1'] {release} a $ecret = value # of 1\n"
+        )
         self.assertEqual(run.returncode, 7)
 
 
@@ -227,18 +280,31 @@ class Check(LabTest):
 
     def test_advice(self) -> None:
         self.lab.setting("check", "command", "sh -c 'echo \"?: (security.W004) No HSTS.\"; exit 1'")
-        self.lab.script("ss", """echo 'LISTEN 0 9 127.0.0.1:1 0.0.0.0:*'; echo 'LISTEN 0 9 [::1]:2 [::]:*'
-            echo 'LISTEN 0 9 0.0.0.0:5432 0.0.0.0:*'; echo 'LISTEN 0 9 *:80 *:*'; echo 'LISTEN 0 9 [::]:6379 [::]:*'""")
+        self.lab.script(
+            "ss",
+            """echo 'LISTEN 0 9 127.0.0.1:1 0.0.0.0:*'; echo 'LISTEN 0 9 [::1]:2 [::]:*'
+            echo 'LISTEN 0 9 0.0.0.0:5432 0.0.0.0:*'; echo 'LISTEN 0 9 *:80 *:*'
+            echo 'LISTEN 0 9 [::]:6379 [::]:*'""",
+        )
         self.lab.script("apt-config", "")
         for backup in (self.lab.workspace / "backups").iterdir():
             os.utime(backup, (0, 0))
         run = self.lab.deploy("check")
         self.assert_status(run, 0)
-        advice = [line.split(";")[0].removeprefix("advice: ") for line in run.stdout.splitlines()[1:]]
-        self.assertEqual(advice, [
-            "Django says (security.W004) No HSTS.", "there is no backup of the last two days",
-            "the site is not served over HTTPS", "port 5432 is open to every address",
-            "port 6379 is open to every address", "security updates do not install themselves"])
+        advice = [
+            line.split(";")[0].removeprefix("advice: ") for line in run.stdout.splitlines()[1:]
+        ]
+        self.assertEqual(
+            advice,
+            [
+                "Django says (security.W004) No HSTS.",
+                "there is no backup of the last two days",
+                "the site is not served over HTTPS",
+                "port 5432 is open to every address",
+                "port 6379 is open to every address",
+                "security updates do not install themselves",
+            ],
+        )
         self.assertEqual(self.lab.deploy("check", "-q").stdout, "")
 
     def test_debug(self) -> None:
@@ -247,12 +313,17 @@ class Check(LabTest):
 
     def test_a_webhook_that_nobody_wrote_down(self) -> None:
         self.lab.setting("notify", "webhook", "DEPLOY_WEBHOOK")
-        self.assertIn("problem: [notify] webhook names DEPLOY_WEBHOOK, which .env does not have; ", self.problems(1))
+        self.assertIn(
+            "problem: [notify] webhook names DEPLOY_WEBHOOK, which .env does not have; ",
+            self.problems(1),
+        )
 
     def test_after_a_deployment_that_failed(self) -> None:
         self.lab.push({"static": "broken"})
         self.assert_failed(self.lab.deploy())
-        self.assertRegex(self.problems(1), r"the last deployment, \w+: failed, .*the static files are broken")
+        self.assertRegex(
+            self.problems(1), r"the last deployment, \w+: failed, .*the static files are broken"
+        )
 
     def test_a_checkout_that_cannot_follow(self) -> None:
         self.lab.git("checkout", "--quiet", "--detach", folder=self.lab.checkout)
@@ -269,8 +340,11 @@ class Check(LabTest):
         (self.lab.root / "sick").write_text("one")
         self.lab.git("remote", "set-url", "origin", "/nowhere", folder=self.lab.checkout)
         said = self.problems(3)
-        for words in ("services is not installed", "not healthy: 500",
-                      "remote branch cannot be read; try: git ls-remote"):
+        for words in (
+            "services is not installed",
+            "not healthy: 500",
+            "remote branch cannot be read; try: git ls-remote",
+        ):
             self.assertIn(words, said)
 
     def test_every_problem_of_the_checkout_at_once(self) -> None:
@@ -293,7 +367,13 @@ class Check(LabTest):
 
 class CommandLine(LabTest):
     def test_usage(self) -> None:
-        for arguments in (["deploi"], ["--nonsense"], ["deploy", "--wait", "long"], ["deploy", "a", "b"], ["-c"]):
+        for arguments in (
+            ["deploi"],
+            ["--nonsense"],
+            ["deploy", "--wait", "long"],
+            ["deploy", "a", "b"],
+            ["-c"],
+        ):
             with self.subTest(arguments), self.nothing_touched():
                 run = self.lab.deploy(*arguments)
                 self.assert_status(run, 2)
@@ -308,7 +388,9 @@ class CommandLine(LabTest):
     def test_a_settings_file_that_is_not_there(self) -> None:
         for command in ("deploy", "status", "check", "rollback"):
             run = self.lab.deploy("-c", "nowhere.ini", command)
-            self.assert_sentence(run, 78, ["nowhere.ini cannot be read: No such file or directory", "with -c"])
+            self.assert_sentence(
+                run, 78, ["nowhere.ini cannot be read: No such file or directory", "with -c"]
+            )
 
     def test_every_mistake_in_the_settings_file_at_once(self) -> None:
         path = self.lab.checkout / "deploy.ini"
@@ -316,13 +398,17 @@ class CommandLine(LabTest):
         with self.nothing_touched():
             run = self.lab.deploy()
         self.assert_sentence(run, 78, ["deploy.ini has 2 mistakes"])
-        for words in ("[health] timeout 'soon' is not a number of seconds",
-                      "[pul] is not a section; did you mean pull?"):
+        for words in (
+            "[health] timeout 'soon' is not a number of seconds",
+            "[pul] is not a section; did you mean pull?",
+        ):
             self.assertIn(words, run.stdout)
 
     def test_another_settings_file(self) -> None:
         settings = (self.lab.checkout / "deploy.ini").read_text()
-        (self.lab.checkout / "other.ini").write_text(with_setting(settings, "static", "before", "echo the other file"))
+        (self.lab.checkout / "other.ini").write_text(
+            with_setting(settings, "static", "before", "echo the other file")
+        )
         run = self.lab.deploy("-c", "other.ini")
         self.assert_deployed(run, "one")
         self.assertIn("| the other file", run.stdout)

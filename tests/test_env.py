@@ -1,56 +1,61 @@
-"""`.env`: each accepted line has one value, the one that systemd reads too; each refused one says how to write it."""
+"""`.env`: an accepted line has one value, systemd's too; a refused one says how to write it.
+
+And of its values, those that are secrets are never shown, however they are quoted.
+"""
+
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
 import random
+import shlex
 import tempfile
 import unittest
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
 
 import deploy
+from tests.speaking import speaking
 
-# (line, value)
-GOOD = (
-    ("A=", ""), ("A=''", ""), ('A=""', ""),
-    ("A=plain", "plain"), ("A='plain'", "plain"), ('A="plain"', "plain"),
-    ("A=two words", "two words"), ("A='  two  words '", "  two  words "), ('A=" "', " "), ("A=' '", " "),
-    ("A=a=b==", "a=b=="), ("A==", "="), ("A='='", "="),
-    ("A=a#b", "a#b"), ("A='#b'", "#b"), ('A="a #b"', "a #b"), ("A='a # b'", "a # b"),
-    ("A='p$X-w'", "p$X-w"), ("A='${HOME}'", "${HOME}"), ("A='$(id)'", "$(id)"), ("A='pa$$wd'", "pa$$wd"),
-    (r"A='a\nb'", r"a\nb"), (r"A='C:\new'", r"C:\new"), (r"A='a\\b'", r"a\\b"),
-    ("A=\"it's\"", "it's"), ("A='say \"hi\"'", 'say "hi"'), ("A=`id`", "`id`"), ('A="`id`"', "`id`"),
-    ("A=x&y;z|w<>()*?[]{}~!%^", "x&y;z|w<>()*?[]{}~!%^"), ("A=;", ";"), ("A=-", "-"),
-    ("A=größe €", "größe €"), ("A='日本語 🐍'", "日本語 🐍"), ("A=e\u0301", "e\u0301"),
-    ("A=postgres://u:p@localhost:5432/db?x=1", "postgres://u:p@localhost:5432/db?x=1"),
-    ("A=export", "export"), ("A=" + "x" * 100_000, "x" * 100_000), ("A='{\"a\": 1}'", '{"a": 1}'),
+# Values that may be written plainly, and between quotes of either kind.
+PLAIN = (
+    *("", "plain", "two words", "a=b==", "=", "a#b", "`id`", "-", ";", "x&y;z|w<>()*?[]{}~!%^"),
+    *("größe €", "e\u0301", "postgres://u:p@localhost:5432/db?x=1", "export", "x" * 100_000),
 )
+# Those that need quotes of either kind, or of one.
+EITHER = ("  two  words ", " ", "#b", "a #b", "日本語 🐍", "\u00a0")
+SINGLE = ("p$X-w", "${HOME}", "$(id)", "pa$$wd", r"C:\new", r"a\\b", 'say "hi"', '{"a": 1}')
+DOUBLE = ("it's", "it's #1", "'")
 
-# (line, part of the advice)
+# (part of the advice, *lines)
 BAD = (
-    ("\ufeffA=b", "byte order mark: save the file as UTF-8 without one"),
-    ("A=b\r", r"sed -i 's/\r$//'"), ("\r", r"sed -i 's/\r$//'"), ("# c\r", r"sed -i 's/\r$//'"),
-    ("A", "NAME=value"), ("A: b", "no colon"), ("export A=b", "no export"), (" A=b", "no space before the name"),
-    ("A =b", "around ="), ("\tA=b", "no space before the name"), ("1A=b", "NAME=value"), ("A-B=c", "NAME=value"),
-    ("A.B=c", "NAME=value"), ("Ä=b", "NAME=value"), ("=b", "NAME=value"), ("; a comment", "NAME=value"),
-    (" # a comment", "NAME=value"), ("\t", "NAME=value"), ("A'B'=c", "NAME=value"),
-    ("A=a$b", "write A='…'"), ('A="a$b"', "write A='…'"), ("A=${X}", "write A='…'"), ("A=$(id)", "write A='…'"),
-    (r"A=a\b", "write A='…'"), (r'A="a\nb"', "write A='…'"), ("A=\\", "write A='…'"), (r'A="a\\"', "write A='…'"),
-    (r"A='a\'", "no way of writing it is safe"), ("A='\\'", "no way of writing it is safe"),
-    ("A=foo # c", "write A='…'"), ("A=foo\t# c", "control character"), ("A=#foo", "write A='…'"),
-    ("A=it's", "A=\"…\" when it holds a '"), ('A=say "hi"', "write A='…'"), ("A=a'b'", "write A='…'"),
-    ("A= b", "remove it, or write A='…'"), ("A=b ", "remove it, or write A='…'"), ("A=\u00a0b", "write A='…'"),
-    ("A='b", "must end with the quote"), ("A=b'", "holds a quote"), ("A='", "must end with the quote"),
-    ('A="', "must end with the quote"), ("A='b\"", "must end with the quote"), ("A='b' ", "must end with the quote"),
-    ("A='b' # c", "must end with the quote"), ("A='b'c", "must end with the quote"), ("A='b''c'", "no other '"),
-    ('A="b"c"', 'no other "'), ("A=\"a\\\"b\"", 'no other "'),
-    ("A=a\tb", "control character"), ("A='a\x00b'", "control character"), ("A=\x1b[0m", "control character"),
-    ("A='a\x7f'", "control character"), ("A='a\rb'", "control character"), ("A='a\x0bb'", "control character"),
-    ("A=\ufdd0", "control character"), ("A=a\uffff", "control character"), ("A='a\U0001fffe'", "control character"),
-    ("# c \\", "hides the next line"), ("# c \\\\", "hides the next line"),
+    ("save the file as UTF-8 without one", "\ufeffA=b"),
+    (r"ends as Windows ends lines: sed -i 's/\r$//'", "A=b\r", "\r", "# c\r"),
+    ("is not NAME=value", "A", "1A=b", "A-B=c", "A.B=c", "Ä=b", "=b", "; c", " # c", "\t", "A''=c"),
+    ("no space before the name or around =, no export, no colon", " A=b", "\tA=b", "A =b", "A: b"),
+    ("no export", "export A=b"),
+    (
+        "write A='…'",
+        "A=a$b",
+        'A="a$b"',
+        "A=${X}",
+        "A=$(id)",
+        r"A=a\b",
+        r'A="a\n"',
+        "A=\\",
+        r'A="\\"',
+    ),
+    ("no way of writing it is safe", r"A='a\'", "A='\\'"),
+    ("write A='…'", "A=foo # c", "A=#foo", 'A=say "hi"', "A=a'b'", "A= b", "A=b ", "A=\u00a0b"),
+    ('A="…" when it holds a \'', "A=it's"),
+    ("begins or ends with a space: remove it", "A= b", "A=b "),
+    ("holds a quote", "A=b'"),
+    ("must end with the quote", "A='b", "A='", 'A="', "A='b\"", "A='b' ", "A='b' # c", "A='b'c"),
+    ("no other '", "A='b''c'"),
+    ('no other "', 'A="b"c"', 'A="a\\"b"'),
+    ("holds a control character", "A=a\tb", "A=foo\t# c", "A='a\x00b'", "A=\x1b[0m", "A='a\x7f'"),
+    ("a control character", "A='a\rb'", "A='a\x0bb'", "A=\ufdd0", "A=a\uffff", "A='\U0001fffe'"),
+    ("hides the next line", "# c \\", "# c \\\\"),
 )
 
 NASTY = "AB_=='\"\\ #;$`\t\r\x00\x0b\x7f\u00a0\u0085\u2028\ufeff\ufffe\U0001ffffé€0:{}()exportx"
@@ -63,7 +68,10 @@ class Invalid(Exception):
 
 def encodable(text: str) -> bool:
     """systemd takes no surrogates and none of Unicode's noncharacters."""
-    return not any(0xD800 <= ord(c) <= 0xDFFF or 0xFDD0 <= ord(c) <= 0xFDEF or ord(c) & 0xFFFE == 0xFFFE for c in text)
+    return not any(
+        0xD800 <= ord(c) <= 0xDFFF or 0xFDD0 <= ord(c) <= 0xFDEF or ord(c) & 0xFFFE == 0xFFFE
+        for c in text
+    )
 
 
 def systemd(text: str) -> dict[str, str]:
@@ -71,7 +79,8 @@ def systemd(text: str) -> dict[str, str]:
     if "\0" in text:
         raise Invalid("systemd reads no file with a null byte")
     found: dict[str, str] = {}
-    state, key, value, kept = "before the key", "", "", 0  # `kept`: characters of the value that are not stripped
+    state, key, value = "before the key", "", ""
+    kept = 0  # characters of the value that are not stripped
     for c in text + "\n":
         if state == "before the key":
             if c in "#;":
@@ -110,12 +119,14 @@ def systemd(text: str) -> dict[str, str]:
             state, kept = ("before the value" if c == "'" else state), len(value)
         elif state == '"':
             value += "" if c in '"\\' else c
-            state, kept = {'"': "before the value", "\\": "escape in quotes"}.get(c, state), len(value)
+            state = {'"': "before the value", "\\": "escape in quotes"}.get(c, state)
+            kept = len(value)
         elif state == "escape in quotes":
             value += c if c in '"\\`$' else "" if c == "\n" else f"\\{c}"
             state, kept = '"', len(value)
         elif state == "comment":
-            state = "escape in a comment" if c == "\\" else "before the key" if c in NEWLINES else state
+            state = "before the key" if c in NEWLINES else state
+            state = "escape in a comment" if c == "\\" else state
         else:
             state = "comment"
     if state not in ("before the key", "comment", "key"):
@@ -125,9 +136,7 @@ def systemd(text: str) -> dict[str, str]:
 
 class EnvTest(unittest.TestCase):
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.path = Path(folder.name) / ".env"
+        self.path = Path(self.enterContext(tempfile.TemporaryDirectory()), ".env")
 
     def read(self, text: str | bytes, mode: int = 0o600) -> dict[str, str]:
         self.path.unlink(missing_ok=True)
@@ -142,48 +151,58 @@ class EnvTest(unittest.TestCase):
         return caught.exception
 
 
+def good_lines() -> Iterator[tuple[str, str]]:
+    """A line for each good value in each way of writing it, and the value."""
+    for quote, *groups in (("", PLAIN), ("'", PLAIN, EITHER, SINGLE), ('"', PLAIN, EITHER, DOUBLE)):
+        for value in (each for group in groups for each in group):
+            yield f"A={quote}{value}{quote}", value
+
+
 class LinesTest(EnvTest):
-    def test_good_lines_have_exact_values(self) -> None:
-        for line, value in GOOD:
+    def test_good_lines_have_exact_values_which_systemd_reads_too(self) -> None:
+        for line, value in good_lines():
             with self.subTest(line=line[:60]):
                 self.assertEqual(self.read(f"{line}\n"), {"A": value})
                 self.assertEqual(self.read(line), {"A": value}, "without a newline at the end")
-
-    def test_systemd_reads_the_good_lines_alike(self) -> None:
-        for line, value in GOOD:
-            with self.subTest(line=line[:60]):
                 self.assertEqual(systemd(f"{line}\n"), {"A": value})
 
     def test_bad_lines_have_their_number_and_the_way_to_write_them(self) -> None:
-        for line, advice in BAD:
-            with self.subTest(line=line):
-                failure = self.refusal(f"{line}\n" if line.startswith("\ufeff") else f"\n# fine\n{line}\nZ=1\n")
-                at = 1 if line.startswith("\ufeff") else 3
-                self.assertEqual(len(failure.details), 1, failure.details)
-                self.assertTrue(failure.details[0].startswith(f"{self.path}, line {at}: "), failure.details)
-                self.assertIn(advice, failure.details[0])
+        for advice, *lines in BAD:
+            for line in lines:
+                with self.subTest(line=line):
+                    first = line.startswith("\ufeff")
+                    failure = self.refusal(f"{line}\n" if first else f"\n# fine\n{line}\nZ=1\n")
+                    self.assertEqual(len(failure.details), 1, failure.details)
+                    start = f"{self.path}, line {1 if first else 3}: "
+                    self.assertTrue(failure.details[0].startswith(start), failure.details)
+                    self.assertIn(advice, failure.details[0])
 
     def test_lines_that_say_nothing(self) -> None:
         self.assertEqual(self.read(""), {})
         self.assertEqual(self.read("\n\n   \n#\n# A=b\n#A='\n# größe $X \" ' \n\n"), {})
 
     def test_values_keep_their_order_and_their_newline_is_not_part_of_them(self) -> None:
-        self.assertEqual(list(self.read("B=1\n_A1=2\na=3\n").items()), [("B", "1"), ("_A1", "2"), ("a", "3")])
+        values = self.read("B=1\n_A1=2\na=3\n")
+        self.assertEqual(list(values.items()), [("B", "1"), ("_A1", "2"), ("a", "3")])
 
     def test_every_mistake_in_one_go(self) -> None:
         failure = self.refusal("A=1\nexport B=2\n\nC='x\nA=3\nD=a$b\nD=4\nE=5\n")
-        self.assertEqual([line.split(": ")[0].rsplit(" ", 1)[1] for line in failure.details], ["2", "4", "5", "6", "7"])
+        numbers = [line.split(": ")[0].split(" ")[-1] for line in failure.details]
+        self.assertEqual(numbers, ["2", "4", "5", "6", "7"])
         self.assertIn("5 mistakes", failure.what)
         self.assertIn("A is set a second time", failure.details[2])
         self.assertIn("D is set a second time", failure.details[4])
 
     def test_no_refusal_shows_a_value(self) -> None:
-        for line in ("hunter2", "PASS: hunter2", "export PASS=hunter2", "PASS= hunter2", "PASS=hunter2$",
-                     "PASS='hunter2", "PASS=hunter2 # c", "PASS=hunter2\\", "PASS=hunter2\r", "PASS=hunter2\x07",
-                     " PASS=hunter2"):
+        for line in (
+            *("hunter2", "PASS: hunter2", "export PASS=hunter2", "PASS= hunter2", "PASS=hunter2$"),
+            *("PASS='hunter2", "PASS=hunter2 # c", "PASS=hunter2\\", "PASS=hunter2\r"),
+            *("PASS=hunter2\x07", " PASS=hunter2", "PASS=1\nPASS=hunter2"),
+        ):
             with self.subTest(line=line):
                 failure = self.refusal(f"{line}\n")
-                self.assertNotIn("hunter2", " ".join((failure.what, failure.remedy, *failure.details)))
+                said = " ".join((failure.what, failure.remedy, *failure.details))
+                self.assertNotIn("hunter2", said)
 
 
 class FileTest(EnvTest):
@@ -213,10 +232,23 @@ class FileTest(EnvTest):
 class SystemdTest(EnvTest):
     def test_the_reference_reads_as_systemd_does(self) -> None:
         """What was measured of systemd 252 and 257, and what systemd.exec(5) says."""
-        for text, value in (("A=p$X-w", "p$X-w"), ("A='p${X}w'", "p${X}w"), (r'A="a\nb"', r"a\nb"), (r"A=a\b", "ab"),
-                            ("A=foo # c", "foo # c"), ("A = foo", "foo"), ("A=foo bar", "foo bar"), ("A=x&y", "x&y"),
-                            ("A=foo\r", "foo"), ("A=a\\\nb", "ab"), ("A='a\nb'", "a\nb"), ("A='a'\"b\"c ", "abc"),
-                            ('A="a\\"b\\$\\`\\\\c\\\nd"', 'a"b$`\\cd'), ("A='a ' ", "a "), ("# x\\\ny\nA=1", "1")):
+        for text, value in (
+            ("A=p$X-w", "p$X-w"),
+            ("A='p${X}w'", "p${X}w"),
+            (r'A="a\nb"', r"a\nb"),
+            (r"A=a\b", "ab"),
+            ("A=foo # c", "foo # c"),
+            ("A = foo", "foo"),
+            ("A=foo bar", "foo bar"),
+            ("A=x&y", "x&y"),
+            ("A=foo\r", "foo"),
+            ("A=a\\\nb", "ab"),
+            ("A='a\nb'", "a\nb"),
+            ("A='a'\"b\"c ", "abc"),
+            ('A="a\\"b\\$\\`\\\\c\\\nd"', 'a"b$`\\cd'),
+            ("A='a ' ", "a "),
+            ("# x\\\ny\nA=1", "1"),
+        ):
             with self.subTest(text=text):
                 self.assertEqual(systemd(text), {"A": value})
         self.assertEqual(systemd("A: foo\n; c\n# \\\nB=1\n"), {})
@@ -250,9 +282,11 @@ class SystemdTest(EnvTest):
         dice = random.Random(20260102)
         accepted = 0
         for _ in range(20_000):
-            lines = ["".join((dice.choice(("", "#", "A=", "B='", 'C="', "D", " ", ";")),
-                              *dice.choices(NASTY, k=dice.randrange(5)), dice.choice(("", "", "'", '"'))))
-                     for _ in range(dice.randrange(1, 4))]
+            lines = []
+            for _ in range(dice.randrange(1, 4)):
+                lines.append(dice.choice(("", "#", "A=", "B='", 'C="', "D", " ", ";")))
+                lines[-1] += "".join(dice.choices(NASTY, k=dice.randrange(5)))
+                lines[-1] += dice.choice(("", "", "'", '"'))
             accepted += self.agree("\n".join(lines))
         self.assertGreater(accepted, 1000)
 
@@ -264,86 +298,107 @@ class SystemdTest(EnvTest):
 
 class SecretsTest(unittest.TestCase):
     def test_values_by_the_name_of_their_variable(self) -> None:
-        for name in ("SECRET_KEY", "DEFAULT_DB_PASSWORD", "db_passwd", "API_TOKEN", "AWS_ACCESS_KEY_ID", "PGPWD",
-                     "CREDENTIALS", "PrivateKey", "HASH_SALT", "SENTRY_DSN", "SLACK_WEBHOOK"):
+        for name in (
+            *("SECRET_KEY", "DEFAULT_DB_PASSWORD", "db_passwd", "API_TOKEN", "AWS_ACCESS_KEY_ID"),
+            *("PGPWD", "CREDENTIALS", "PrivateKey", "HASH_SALT", "SENTRY_DSN", "SLACK_WEBHOOK"),
+            "BASIC_AUTH",
+        ):
             with self.subTest(name=name):
                 self.assertEqual(deploy.secrets_in({name: "a-value"}), {"a-value"})
 
     def test_what_is_no_secret(self) -> None:
-        for name, value in (("DEBUG", "True"), ("USE_AUTH", "True"), ("SECRET_KEY", ""), ("KEEP_TOKENS", "0"),
-                            ("DEFAULT_DB_USER", "gforms"), ("DEFAULT_DB_HOST", "localhost"), ("DB_PORT", "5432"),
-                            ("ALLOWED_HOSTS", "gforms.example.org"), ("TITLE", "a plain and quite long sentence"),
-                            ("SITE_URL", "http://localhost/path"), ("NUMBER", "12345678901234567890")):
-            with self.subTest(name=name):
+        for line in (
+            *("DEBUG=True", "USE_AUTH=True", "SECRET_KEY=", "KEEP_TOKENS=0", "DB_USER=gforms"),
+            *("DB_HOST=localhost", "DB_PORT=5432", "ALLOWED_HOSTS=gforms.example.org"),
+            *("TITLE=a plain and quite long sentence", "SITE_URL=http://localhost/path?x=1"),
+            *("STATIC_ROOT=/srv/gforms1/static/files", "NUMBER=12345678901234567890"),
+        ):
+            with self.subTest(line=line):
+                name, _, value = line.partition("=")
                 self.assertEqual(deploy.secrets_in({name: value}), set())
 
     def test_a_random_look(self) -> None:
         self.assertEqual(deploy.secrets_in({"X": "9f86d081884c7d65"}), {"9f86d081884c7d65"})
         self.assertEqual(deploy.secrets_in({"X": "9f86d081884c7d6"}), set())
 
-    def test_passwords_in_urls(self) -> None:
-        self.assertEqual(deploy.secrets_in({"X": "redis://:pw@h"}), {"pw"})
-        self.assertIn("s3cr3t", deploy.secrets_in({"X": "postgres://user:s3cr3t@db:5432/x amqp://u:other@mq/"}))
-        self.assertIn("other", deploy.secrets_in({"X": "postgres://user:s3cr3t@db:5432/x amqp://u:other@mq/"}))
+    def test_in_urls(self) -> None:
+        for url, *secrets in (
+            ("redis://:pw@h", "pw"),
+            ("amqp://u:p@ss@h/v", "p@ss"),
+            ("amqp://u:p/ss@h/v", "p/ss"),
+            ("amqp://u:p:ss@h/v", "p:ss"),
+            ("amqp://u:p%40ss@h", "p%40ss", "p@ss"),
+            ("postgres://user:s3cr3t@db:5432/x amqp://u:other@mq/", "s3cr3t", "other"),
+            ("origin https://ghp_0123456789@github.com/x.git", "ghp_0123456789"),
+            ("https://ghp_0123456789:@github.com/x.git", "ghp_0123456789"),
+            ("ssh://git@github.com/x.git",),
+            ("git@github.com:x.git",),
+            ("https://h/x?x=1&signature=0a1b2c3d#top", "0a1b2c3d"),
+            ("https://h/x?a=1&sig=0a%2Fb%2Fc", "0a%2Fb%2Fc", "0a/b/c"),
+            ("so?sig=abcdefgh",),
+        ):
+            with self.subTest(url=url):
+                self.assertEqual(deploy.secrets_in_url(url), set(secrets))
+                self.assertEqual(deploy.secrets_in({"X": url}), set(secrets))
+
+    def test_the_path_of_a_webhook_also_without_its_host(self) -> None:
+        hook = "https://hooks.example.com/"
+        self.assertEqual(deploy.secrets_in({"DEPLOY_WEBHOOK": hook}), {hook})
+        secrets = deploy.secrets_in({"DEPLOY_WEBHOOK": f"{hook}services/T0/B0/x"})
+        self.assertEqual(secrets, {f"{hook}services/T0/B0/x", "services/T0/B0/x"})
 
 
-class MaskTest(unittest.TestCase):
+class RedactorTest(unittest.TestCase):
     def masked(self, text: str, *secrets: str) -> str:
-        output = deploy.Output()
-        output.hide(secrets)
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            output.say(text, "label")
-        found = said.getvalue()
-        self.assertTrue(found.startswith("label ") and found.endswith("\n"), found)
-        return found[9:-1]
+        """What is left of a text, as the user reads it."""
+        with speaking() as said:
+            deploy.redactor.hide(secrets)
+            masked = deploy.redactor.mask(text)
+            deploy.say(text, "label")
+        self.assertEqual(said.getvalue(), f"label    {masked}\n")
+        return masked
 
     def test_without_secrets_nothing_changes(self) -> None:
         self.assertEqual(self.masked("a b c"), "a b c")
+        self.assertEqual(self.masked("a b c", ""), "a b c")
 
     def test_long_ones_anywhere(self) -> None:
-        self.assertEqual(self.masked("xcorrect-horse-y correct-horse-", "correct-horse-"), "x***y ***")
+        masked = self.masked("xcorrect-horse-y correct-horse-", "correct-horse-")
+        self.assertEqual(masked, "x***y ***")
 
     def test_short_ones_only_as_whole_words(self) -> None:
-        self.assertEqual(self.masked("postgres PASSWORD=postgres, u:postgres@h postgresql mypostgres", "postgres"),
-                         "*** PASSWORD=***, u:***@h postgresql mypostgres")
+        text = "postgres PASSWORD=postgres, u:postgres@h postgresql mypostgres"
+        masked = "*** PASSWORD=***, u:***@h postgresql mypostgres"
+        self.assertEqual(self.masked(text, "postgres"), masked)
 
     def test_the_longest_first(self) -> None:
-        self.assertEqual(self.masked("abcdefghijkl abcdefghi", "abcdefghi", "abcdefghijkl"), "*** ***")
+        masked = self.masked("abcdefghijkl abcdefghi", "abcdefghi", "abcdefghijkl")
+        self.assertEqual(masked, "*** ***")
+
+    def test_each_that_was_ever_to_be_hidden(self) -> None:
+        redactor = deploy.Redactor()
+        redactor.hide({"correct-horse"})
+        redactor.hide({"battery-staple"})
+        self.assertEqual(redactor.mask("battery-staple of a correct-horse"), "*** of a ***")
 
     def test_as_other_programs_quote_them(self) -> None:
-        for secret in ("it's \"so\" \\ secret", "größe-und-länge", "a+b/c=d&e f?g#h", "tab\\tnew\\nline",
-                       "ключ-и-замок"):
-            forms = (secret, repr(secret), json.dumps(secret), json.dumps(secret, ensure_ascii=False),
-                     str(secret.encode()), urllib.parse.quote(secret, safe=""), f"x{secret}y")
-            for form in forms:
+        for secret in (
+            *('it\'s "so" \\ secret', 'größe\\und"länge', "a+b/c=d&e f?g#h", "ключ-и-замок"),
+            *("tab\\tnew\\nline", "日本語の🐍ですね 4711"),
+        ):
+            for form in (
+                *(secret, repr(secret), ascii(secret), str(secret.encode()), f"x{secret}y"),
+                *(json.dumps(secret), json.dumps(secret, ensure_ascii=False), shlex.quote(secret)),
+                *(urllib.parse.quote(secret), urllib.parse.quote(secret, safe="")),
+                urllib.parse.quote_plus(secret),
+            ):
                 with self.subTest(secret=secret, form=form):
                     masked = self.masked(f"<{form}>", secret)
                     self.assertIn("***", masked)
                     self.assertLessEqual(len(masked), len("<x'***'yb>"), masked)
 
+    def test_one_that_cannot_be_encoded_is_no_error(self) -> None:
+        self.assertEqual(self.masked("<a\udc80b-c-d-e-f>", "a\udc80b-c-d-e-f"), "<***>")
+
     def test_a_pattern_is_no_expression(self) -> None:
         self.assertEqual(self.masked("aaaaaaaaaaaa .*.*.*.*.*", ".*.*.*.*.*"), "aaaaaaaaaaaa ***")
-
-    def test_what_is_said_is_masked_in_the_log_and_on_stdout(self) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            reading, writing = os.pipe()
-            saved = os.dup(1)
-            os.dup2(writing, 1)
-            try:
-                output = deploy.Output()
-                output.hide({"correct-horse"})
-                output.open_log(Path(folder) / "log")
-                output.say("the password is correct-horse, or correct%2Dhorse")
-            finally:
-                os.dup2(saved, 1)
-                for each in (saved, writing):
-                    os.close(each)
-            with open(reading, encoding="utf-8") as pipe:
-                shown = pipe.read()
-            log = (Path(folder) / "log").read_text(encoding="utf-8")
-            self.assertIsNotNone(output.log)
-            if output.log:
-                output.log.close()
-        for text in (shown, log):
-            self.assertIn("the password is ***", text)
-            self.assertNotIn("correct-horse", text)

@@ -1,9 +1,11 @@
 """The health check, against a real HTTP server on loopback."""
+
 from __future__ import annotations
 
 import contextlib
 import http.server
 import os
+import signal
 import socket
 import socketserver
 import tempfile
@@ -12,7 +14,7 @@ import time
 import unittest
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import deploy
@@ -20,13 +22,21 @@ import deploy
 ENDLESS = 12  # seconds
 
 
+class Asked(NamedTuple):
+    """A request that a server got."""
+
+    path: str
+    headers: dict[str, str]
+
+
 class Page(http.server.BaseHTTPRequestHandler):
     """Answers as its path says, and keeps what it was asked. What is endless ends after a while."""
 
-    server: Server | UnixServer
+    server: Server
 
     def do_GET(self) -> None:
-        self.server.asked.append((self.path, dict(self.headers.items()), time.monotonic()))
+        headers = {name.lower(): text for name, text in self.headers.items()}
+        self.server.asked.append(Asked(self.path, headers))
         name, _, rest = self.path.strip("/").partition("/")
         getattr(self, f"answer_{name}")(rest)
 
@@ -79,28 +89,27 @@ class Page(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class Server(http.server.ThreadingHTTPServer):
+class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    """Keeps what it was asked."""
+
     daemon_threads = True
+    address: Any = ("127.0.0.1", 0)
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Page)
-        self.asked: list[tuple[str, dict[str, str], float]] = []
+        super().__init__(self.address, Page)
+        self.asked: list[Asked] = []
         self.closing = threading.Event()
 
     def handle_error(self, *_: object) -> None:
         pass  # the client hung up
 
 
-class UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    daemon_threads = True
+class UnixServer(Server):
+    address_family = socket.AF_UNIX
 
     def __init__(self, path: Path) -> None:
-        super().__init__(str(path), Page)
-        self.asked: list[tuple[str, dict[str, str], float]] = []
-        self.closing = threading.Event()
-
-    def handle_error(self, *_: object) -> None:
-        pass  # the client hung up
+        self.address = str(path)
+        super().__init__()
 
 
 class HealthTest(unittest.TestCase):
@@ -113,7 +122,7 @@ class HealthTest(unittest.TestCase):
         self.addCleanup(self.assertEqual, self.errors, [], "an exception that nobody caught")
         self.addCleanup(hook.stop)
 
-    def serve(self, server: Any) -> Any:
+    def serve(self, server: Server) -> Server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
 
@@ -127,17 +136,12 @@ class HealthTest(unittest.TestCase):
         return server
 
     def check(self, path: str, **changes: Any) -> deploy.HealthCheck:
-        settings: dict[str, Any] = {"url": self.address + path, "host": "", "headers": {}, "expect": 200,
-                                    "contains": "", "timeout": 20.0, "deadline": 20.0}
-        return deploy.HealthCheck(**(settings | changes))
+        settings: dict[str, Any] = {"url": self.address + path, "headers": {}, "timeout": 20.0}
+        host = changes.pop("host", "")
+        return deploy.HealthCheck(deploy.HealthSection(**(settings | changes)), host)
 
-    def ask(self, path: str, **changes: Any) -> tuple[bool, str]:
+    def ask(self, path: str, **changes: Any) -> deploy.Answer:
         return self.check(path, **changes).wait(0)
-
-    def asked(self) -> dict[str, str]:
-        """The headers of the last request."""
-        found: dict[str, str] = self.server.asked[-1][1]
-        return found
 
 
 class AnswerTest(HealthTest):
@@ -147,9 +151,10 @@ class AnswerTest(HealthTest):
         self.assertEqual(self.ask("/status/404", expect=404)[0], True)
 
     def test_the_wrong_status(self) -> None:
-        for status, reason in ((404, "Not Found"), (500, "Internal Server Error"), (204, "No Content")):
-            self.assertEqual(self.ask(f"/status/{status}"),
-                             (False, f"{status} {reason} for {self.address}/status/{status}, expected 200"))
+        for answer in ("404 Not Found", "500 Internal Server Error", "204 No Content"):
+            url = f"{self.address}/status/{answer[:3]}"
+            saw = f"{answer} for {url}, expected 200"
+            self.assertEqual(self.ask(f"/status/{answer[:3]}"), (False, saw))
 
     def test_no_redirect_is_followed(self) -> None:
         for status in (301, 302, 303, 307, 308):
@@ -157,7 +162,7 @@ class AnswerTest(HealthTest):
             self.assertFalse(good)
             self.assertTrue(saw.startswith(f"{status} "), saw)
             self.assertTrue(self.ask(f"/status/{status}", expect=status)[0])
-        self.assertNotIn("/status/200", [path for path, *_ in self.server.asked])
+        self.assertNotIn("/status/200", [asked.path for asked in self.server.asked])
 
     def test_the_text(self) -> None:
         self.assertTrue(self.ask("/status/200", contains="grün")[0])
@@ -169,11 +174,16 @@ class AnswerTest(HealthTest):
 
     def test_headers(self) -> None:
         self.ask("/status/200")
-        self.assertEqual(self.asked()["Host"], self.address.removeprefix("http://"))
-        self.ask("/status/200", host="gforms.example.org", headers={"X-Forwarded-Proto": "https", "X-A": "b: c"})
-        for name, value in (("Host", "gforms.example.org"), ("X-Forwarded-Proto", "https"), ("X-a", "b: c"),
-                            ("User-Agent", "deploy.py")):
-            self.assertEqual({key.lower(): text for key, text in self.asked().items()}[name.lower()], value)
+        self.assertEqual(
+            self.server.asked[-1].headers["host"], self.address.removeprefix("http://")
+        )
+        headers = {"X-Forwarded-Proto": "https", "X-A": "b: c"}
+        self.ask("/status/200", host="gforms.example.org", headers=headers)
+        wanted = {"host": "gforms.example.org", "x-forwarded-proto": "https", "x-a": "b: c"}
+        wanted["user-agent"] = "deploy.py"
+        self.assertLessEqual(wanted.items(), self.server.asked[-1].headers.items())
+        self.ask("/status/200", headers={"User-Agent": "another"})
+        self.assertEqual(self.server.asked[-1].headers["user-agent"], "another")
 
     def test_proxies_are_ignored(self) -> None:
         proxy = self.serve(Server())
@@ -193,6 +203,7 @@ class NoAnswerTest(HealthTest):
         self.assertFalse(good)
         self.assertIn(f"no answer from {url} ", saw)
         self.assertIn("refused", saw)
+        self.assertNotIn("urlopen", saw)
 
     def test_nothing_and_garbage(self) -> None:
         for path in ("/nothing", "/garbage"):
@@ -215,7 +226,8 @@ class NoAnswerTest(HealthTest):
                 self.assertIn(f"no answer from {self.address}{path}", saw)
 
     def test_a_name_that_does_not_resolve(self) -> None:
-        with mock.patch.object(socket, "getaddrinfo", side_effect=socket.gaierror(-2, "Name or service not known")):
+        unknown = socket.gaierror(-2, "Name or service not known")
+        with mock.patch.object(socket, "getaddrinfo", side_effect=unknown):
             good, saw = self.ask("", url="http://gforms.invalid/")
         self.assertFalse(good)
         self.assertIn("Name or service not known", saw)
@@ -224,26 +236,26 @@ class NoAnswerTest(HealthTest):
 class UnixTest(HealthTest):
     def setUp(self) -> None:
         super().setUp()
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.path = Path(folder.name) / "candidate.sock"
+        self.path = Path(self.enterContext(tempfile.TemporaryDirectory()), "candidate.sock")
 
     def test_the_private_socket_is_asked_and_no_other(self) -> None:
         private = self.serve(UnixServer(self.path))
-        check = self.check("/status/200", host="gforms.example.org", headers={"X-Forwarded-Proto": "https"})
+        check = self.check(
+            "/status/200", host="gforms.example.org", headers={"X-Forwarded-Proto": "https"}
+        )
         good, saw = check.wait(0, self.path)
         self.assertTrue(good, saw)
         self.assertIn("on the private socket", saw)
         self.assertEqual(len(private.asked), 1)
-        self.assertEqual(private.asked[0][1]["Host"], "gforms.example.org")
-        self.assertEqual(private.asked[0][1]["X-Forwarded-Proto"], "https")
+        self.assertEqual(private.asked[0].headers["host"], "gforms.example.org")
+        self.assertEqual(private.asked[0].headers["x-forwarded-proto"], "https")
         self.assertEqual(self.server.asked, [])
 
     def test_an_https_url_is_asked_for_in_plain_words_there(self) -> None:
         private = self.serve(UnixServer(self.path))
         good, saw = self.check("", url="https://gforms.example.org/status/200").wait(0, self.path)
         self.assertTrue(good, saw)
-        self.assertEqual(private.asked[0][1]["Host"], "gforms.example.org")
+        self.assertEqual(private.asked[0].headers["host"], "gforms.example.org")
 
     def test_wrong_status_and_redirect_there(self) -> None:
         self.serve(UnixServer(self.path))
@@ -269,17 +281,21 @@ class WaitTest(HealthTest):
 
     def paused(self, seconds: float, alive: Callable[[], bool] = lambda: True) -> list[float]:
         """The pauses between the questions, on a clock of its own."""
-        clock, pauses = [1000.0], []
+        now, pauses = [1000.0], []
 
-        def sleep(pause: float) -> None:
-            pauses.append(pause)
-            clock[0] += pause
+        def pause(seconds: float) -> None:
+            pauses.append(seconds)
+            now[0] += seconds
 
-        check = self.check("/status/503")
-        with mock.patch.object(deploy.HealthCheck, "ask", lambda *_: (False, "503")), \
-                mock.patch.object(deploy, "time", mock.Mock(monotonic=lambda: clock[0], sleep=sleep)):
+        check, clock = self.check("/status/503"), mock.Mock(monotonic=lambda: now[0])
+        with (
+            mock.patch.object(deploy.HealthCheck, "ask", lambda *_: (False, "503")),
+            mock.patch.object(deploy, "within", lambda _seconds, ask, _name: ask()),
+            mock.patch.object(deploy, "pause", pause),
+            mock.patch.object(deploy, "time", clock),
+        ):
             self.assertEqual(check.wait(seconds, alive=alive), (False, "503"))
-        self.assertLessEqual(clock[0], 1000 + seconds)
+        self.assertLessEqual(now[0], 1000 + seconds)
         return pauses
 
     def test_the_pauses_grow_until_the_deadline(self) -> None:
@@ -295,3 +311,30 @@ class WaitTest(HealthTest):
         self.assertEqual(self.paused(60, alive=lambda: False), [])
         left = iter((True, True, False))
         self.assertEqual(len(self.paused(60, alive=lambda: next(left))), 2)
+
+    def test_a_signal_ends_it_though_nobody_answers(self) -> None:
+        self.enterContext(mock.patch.multiple(deploy.Signals, received=0, shields=0))
+        real, began = self.server.closing.wait, time.monotonic()
+
+        def wait(seconds: float) -> bool:
+            deploy.Signals.keep(signal.SIGTERM, None)
+            return real(seconds)
+
+        with mock.patch.object(self.server.closing, "wait", wait):
+            self.assertRaises(deploy.Interrupted, self.check("/silent").wait, 60)
+        self.assertLess(time.monotonic() - began, ENDLESS - 2)
+
+
+class AddressTest(HealthTest):
+    def test_where_a_browser_finds_the_site(self) -> None:
+        https = {"X-Forwarded-Proto": "https"}
+        for host, headers, address in (
+            ("gforms.example.org", https, "https://gforms.example.org/"),
+            ("gforms.example.org", {}, "http://gforms.example.org/"),
+            ("", https, f"{self.address}/x"),
+            ("localhost", https, f"{self.address}/x"),
+            ("192.0.2.7", https, f"{self.address}/x"),
+        ):
+            with self.subTest(host=host, headers=headers):
+                check = self.check("/x", host=host, headers=headers)
+                self.assertEqual(check.address(), address)

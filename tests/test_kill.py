@@ -1,8 +1,10 @@
 """A deployment that was killed at any moment: one whole release is live, and the next run needs no hand."""
+
 from __future__ import annotations
 
 import json
 import subprocess
+import sys
 
 from tests.lab import LabTest, wait_for
 
@@ -14,8 +16,10 @@ class KillTest(LabTest):
         (self.lab.root / "hold").unlink(missing_ok=True)
         self.assertIn(self.lab.current(), ("one", "two"))
         self.lab.unblock(at)
-        wait_for(lambda: not [each for each in self.lab.running().values() if "gunicorn" not in each],
-                 "the commands of the killed run have ended")
+        wait_for(
+            lambda: not [each for each in self.lab.running().values() if "gunicorn" not in each],
+            "the commands of the killed run have ended",
+        )
         self.assertEqual(self.lab.live(), live)
 
     def recovers(self, step: str, text: str = "two") -> str:
@@ -26,7 +30,9 @@ class KillTest(LabTest):
         self.assertIn("cut off", self.lab.results())
         self.assert_only_good_releases()
         backups = {path.suffix for path in (self.lab.workspace / "backups").iterdir()}
-        self.assertEqual((backups, (self.lab.checkout / ".git" / "index.lock").exists()), ({".dump"}, False))
+        self.assertEqual(
+            (backups, (self.lab.checkout / ".git" / "index.lock").exists()), ({".dump"}, False)
+        )
         self.assertEqual(self.lab.git("status", "--porcelain", folder=self.lab.checkout), "")
         self.assertEqual(self.lab.head(), self.lab.history()[-1]["revision"])
         return run.stdout
@@ -35,7 +41,9 @@ class KillTest(LabTest):
 class DuringAStep(KillTest):
     def setUp(self) -> None:
         super().setUp()
-        self.revision = self.lab.push({"app": "two", "migrations": "app.0001_first\napp.0002_second\n"})
+        self.revision = self.lab.push(
+            {"app": "two", "migrations": "app.0001_first\napp.0002_second\n"}
+        )
 
     def test_env(self) -> None:
         self.lab.setting("env", "before", "block env")
@@ -87,7 +95,9 @@ class DuringAStep(KillTest):
         self.recovers("migrate")
 
     def test_migrate(self) -> None:
-        self.lab.push({"migrations": "app.0001_first\napp.0002_second\napp.0003_block\napp.0004_last\n"})
+        self.lab.push(
+            {"migrations": "app.0001_first\napp.0002_second\napp.0003_block\napp.0004_last\n"}
+        )
         process = self.lab.blocked("migrate")
         self.lab.script("block", "exit 0")
         self.kill(process, "migrate")
@@ -102,10 +112,12 @@ class DuringAStep(KillTest):
     def test_the_restart_right_after_the_switch(self) -> None:
         self.lab.first("restart", "block restart; exit 1")
         process = self.lab.blocked("restart")
-        self.lab.script("restart", (self.lab.bin / "restart").read_text().replace("block restart; exit 1", ""))
+        self.lab.script(
+            "restart", (self.lab.bin / "restart").read_text().replace("block restart; exit 1", "")
+        )
         self.assertEqual(self.lab.current(), "two")
         self.kill(process, "restart")
-        self.assertIn("was switched to, and is not known to be healthy", self.recovers("restart"))
+        self.assertIn("going back to", self.recovers("restart"))
 
     def test_the_health_check(self) -> None:
         (self.lab.root / "hold").write_text("site")
@@ -116,7 +128,9 @@ class DuringAStep(KillTest):
         (self.lab.root / "sick").write_text("two")
         self.lab.first("restart", "grep -qx two $LAB/checkout/.deploy/current/app || block restart")
         process = self.lab.blocked("restart")
-        self.lab.script("restart", (self.lab.bin / "restart").read_text().replace("|| block restart", "|| true"))
+        self.lab.script(
+            "restart", (self.lab.bin / "restart").read_text().replace("|| block restart", "|| true")
+        )
         (self.lab.root / "sick").unlink()
         self.kill(process, "restart")
         self.recovers("restart")
@@ -149,7 +163,16 @@ class InTheFastForward(KillTest):
         self.lab.push({"changed": "1", "removed": "1", "same": "1", "file": "1"})
         self.assert_deployed(self.lab.deploy(), "one")
         self.lab.push({"file": None})
-        self.lab.push({"changed": "2", "removed": None, "added": "2", "deep/added": "2", "app": "two", "file/in": "2"})
+        self.lab.push(
+            {
+                "changed": "2",
+                "removed": None,
+                "added": "2",
+                "deep/added": "2",
+                "app": "two",
+                "file/in": "2",
+            }
+        )
         self.lab.block_git("merge")
 
     def cut_off(self) -> None:
@@ -195,12 +218,37 @@ class InTheFastForward(KillTest):
         (self.lab.root / "blocked-pull").unlink(missing_ok=True)
         self.recovers("pull|its start")
 
-    def test_the_lock_says_what_to_undo(self) -> None:
+    def test_the_journal_says_what_to_undo(self) -> None:
         """The text by which a later version, too, must know what to do."""
         self.cut_off()
-        text = json.loads((self.lab.workspace / "lock").read_text())
-        self.assertEqual((text["target"], text["step"]), (self.lab.git("rev-parse", "HEAD"), "pull"))
+        journal = json.loads((self.lab.workspace / "journal.json").read_text())
+        act = {"act": "fast-forward", "target": self.lab.git("rev-parse", "HEAD")}
+        self.assertEqual((journal["begun"][-1], journal["run"]["step"]), (act, "pull"))
         self.recovers("pull")
+
+
+class Bystanders(KillTest):
+    """What is not ours is not ended, whatever it is called."""
+
+    def test_a_server_that_is_called_candidate(self) -> None:
+        folder = (self.lab.workspace / "current").resolve()
+        argv = [sys.executable, "-c", "input()", "gunicorn", "--name", "candidate-portal"]
+        with subprocess.Popen(argv, cwd=folder, stdin=subprocess.PIPE, text=True) as server:
+            self.assert_status(self.lab.deploy("backup"), 0)
+            self.lab.push({"app": "two"})
+            self.assert_deployed(self.lab.deploy(), "two")
+            self.assertIsNone(server.poll())
+            server.communicate("\n")
+
+    def test_a_candidate_whose_deployer_was_killed(self) -> None:
+        """It is known by the file that it has open, whatever title it gave itself."""
+        (self.lab.root / "hold").write_text("candidate")
+        self.lab.kill(self.lab.blocked("candidate"))
+        (self.lab.root / "hold").unlink()
+        self.lab.unblock("candidate")
+        self.assertIn("gunicorn", " ".join(self.lab.running().values()))
+        self.assert_status(self.lab.deploy("backup"), 0)
+        self.assertNotIn("gunicorn", " ".join(self.lab.running().values()))
 
 
 class Rollback(KillTest):
@@ -214,7 +262,9 @@ class Rollback(KillTest):
     def test_right_after_the_switch(self) -> None:
         self.lab.first("restart", "block restart; exit 1")
         process = self.lab.blocked("restart", "rollback")
-        self.lab.script("restart", (self.lab.bin / "restart").read_text().replace("block restart; exit 1", ""))
+        self.lab.script(
+            "restart", (self.lab.bin / "restart").read_text().replace("block restart; exit 1", "")
+        )
         self.kill(process, "restart", live="two")
         self.recovers("restart")
 
@@ -234,7 +284,9 @@ class FirstDeployment(KillTest):
     def test_after_the_switch(self) -> None:
         self.lab.first("restart", "block restart; exit 1")
         process = self.lab.blocked("restart")
-        self.lab.script("restart", (self.lab.bin / "restart").read_text().replace("block restart; exit 1", ""))
+        self.lab.script(
+            "restart", (self.lab.bin / "restart").read_text().replace("block restart; exit 1", "")
+        )
         self.lab.kill(process)
         self.lab.unblock("restart")
         wait_for(lambda: not self.lab.running(), "the orphan has ended")

@@ -1,8 +1,10 @@
-"""Who is not there is told how a run ended, and what is told, or cannot be, never matters to the run."""
+"""Who is not there is told how a run ended; what is told, or cannot be, never matters to it."""
+
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import threading
 import time
@@ -46,7 +48,9 @@ class Webhook:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/services/T0-secret-path"
 
     def close(self) -> None:
@@ -100,9 +104,12 @@ class Occasions(NotifyTest):
         told = self.webhook.told[0]
         self.assertEqual(told["text"], told["content"])
         self.assertEqual(told["details"], self.lab.history()[-1])
-        for part in ("gforms.example.com: deploy failed; `python manage.py collectstatic",
-                     "the static files are broken",
-                     "is live and healthy", "; by "):
+        for part in (
+            "gforms.example.com: deploy failed; `python manage.py collectstatic",
+            "the static files are broken",
+            "is live and healthy",
+            "; by ",
+        ):
             self.assertIn(part, told["text"])
         self.assertNotIn("warning", run.stdout)
 
@@ -122,7 +129,10 @@ class Occasions(NotifyTest):
         self.fails()
         self.lab.tick()
         self.assert_status(self.lab.deploy("rollback"), 0)
-        self.assertEqual([each["details"]["command"] for each in self.webhook.told], ["deploy", "deploy", "rollback"])
+        self.assertEqual(
+            [each["details"]["command"] for each in self.webhook.told],
+            ["deploy", "deploy", "rollback"],
+        )
 
     def test_a_rollback_that_fails(self) -> None:
         self.succeeds()
@@ -160,8 +170,9 @@ class Occasions(NotifyTest):
         free = []
 
         def look() -> None:
-            with open(self.lab.workspace / "lock", "rb") as lock:
-                free.append(deploy.flocked(lock.fileno()))
+            lock = os.open(self.lab.checkout / ".git", os.O_RDONLY)
+            free.append(deploy.flocked(lock) and not (self.lab.workspace / "journal.json").exists())
+            os.close(lock)
 
         self.webhook.before = look
         self.fails()
@@ -236,7 +247,12 @@ class Trouble(NotifyTest):
         self.assertEqual(self.results(), ["live"])
 
     def test_what_is_no_url(self) -> None:
-        for url in ("file:///etc/secret-path", "secret-path", "http://[secret-path", "http://127.0.0.1:port/secret-path"):
+        for url in (
+            "file:///etc/secret-path",
+            "secret-path",
+            "http://[secret-path",
+            "http://127.0.0.1:port/secret-path",
+        ):
             self.url(url)
             self.lab.tick()
             run = self.lab.deploy()
@@ -301,13 +317,25 @@ class Journal(LabTest):
             self.lab.env(f"SECRET_KEY='{SECRET}'\n")
             self.lab.script("services", 'echo "$SECRET_KEY"; exit 1')
             self.lab.deploy()
-            fields = dict(line.split("=", 1) for line in journal.recv(1 << 16).decode().splitlines())
+            fields = dict(
+                line.split("=", 1) for line in journal.recv(1 << 16).decode().splitlines()
+            )
             entry = self.lab.history()[-1]
             self.assertEqual(
                 {name: fields[name] for name in fields if name != "MESSAGE"},
-                {"PRIORITY": "3", "SYSLOG_IDENTIFIER": "deploy", "DEPLOY_COMMAND": "deploy", "DEPLOY_RESULT": "failed",
-                 "DEPLOY_RELEASE": entry["release"], "DEPLOY_REVISION": entry["revision"], "DEPLOY_BY": entry["by"]})
-            self.assertIn("deploy failed; `services up` ended with status 1 (***)", fields["MESSAGE"])
+                {
+                    "PRIORITY": "3",
+                    "SYSLOG_IDENTIFIER": "deploy",
+                    "DEPLOY_COMMAND": "deploy",
+                    "DEPLOY_RESULT": "failed",
+                    "DEPLOY_RELEASE": entry["release"],
+                    "DEPLOY_REVISION": entry["revision"],
+                    "DEPLOY_BY": entry["by"],
+                },
+            )
+            self.assertIn(
+                "deploy failed; `services up` ended with status 1 (***)", fields["MESSAGE"]
+            )
             self.lab.script("services", "")
             self.lab.tick()
             self.assert_deployed(self.lab.deploy(), "one")

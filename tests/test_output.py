@@ -1,13 +1,26 @@
 """What is said: a lost reader changes nothing, any output is survived, and no secret is shown."""
+
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
+import os
 import re
 import shlex
 import signal
+import tempfile
+import time
+import unittest
 import urllib.parse
+from pathlib import Path
+from unittest import mock
 
+import deploy
 from tests.lab import LabTest
+from tests.speaking import speaking
+from tests.terminal import AGAIN, columns
 
 SECRET = 'pä/ss "w\\ö&r=d# 4711'
 FORMS = {
@@ -21,6 +34,205 @@ FORMS = {
     "form": urllib.parse.quote_plus(SECRET),
     "shell": shlex.quote(SECRET),
 }
+
+
+class UnitTest(unittest.TestCase):
+    """What is said, by this process."""
+
+    def setUp(self) -> None:
+        self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        self.shown = self.enterContext(speaking())
+
+    def logged(self) -> str:
+        """What stands in the log."""
+        return (self.folder / "log").read_text(encoding="utf-8")
+
+    def on_terminal(self, columns: int = 80) -> None:
+        """Have the console take its stdout for a terminal, without colours."""
+        self.enterContext(mock.patch.object(deploy.Console, "terminal", True))
+        self.enterContext(mock.patch.dict(os.environ, {"COLUMNS": str(columns), "NO_COLOR": "1"}))
+
+
+class Saying(UnitTest):
+    def test_a_line_begins_with_its_step_and_in_the_log_with_the_time(self) -> None:
+        deploy.start_logging(self.folder / "log")
+        deploy.say("one")
+        deploy.say("two", "static")
+        with deploy.console.step("pull", 0):
+            deploy.log.warning("three")
+        deploy.log.error("four %d")
+        lines = [
+            *("deploy   one", "static   two", "pull     warning: three"),
+            "pull     FAILED: four %d",
+        ]
+        self.assertEqual(self.shown.getvalue().splitlines(), lines)
+        stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC "
+        for line, wanted in zip(self.logged().splitlines(), lines, strict=True):
+            self.assertRegex(line, f"^{stamp}{re.escape(wanted)}$")
+        self.assertEqual((self.folder / "log").stat().st_mode & 0o777, 0o600)
+
+    def test_the_time_is_that_of_utc_wherever_the_server_is(self) -> None:
+        self.addCleanup(time.tzset)
+        record = logging.makeLogRecord({"msg": "x", "created": 0.0})
+        with mock.patch.dict(os.environ, {"TZ": "XXX-9"}):
+            time.tzset()
+            line = deploy.OneLine("%(asctime)s %(message)s", deploy.MOMENT).format(record)
+        self.assertEqual(line, "1970-01-01 00:00:00 UTC x")
+
+    def test_what_is_only_for_the_log(self) -> None:
+        deploy.start_logging(self.folder / "log")
+        deploy.log.debug("details")
+        deploy.log.info("in passing")
+        self.assertEqual(self.shown.getvalue(), "deploy   in passing\n")
+        self.assertIn("details\n", self.logged())
+
+    def test_nothing_is_shown_while_it_is_hidden_but_all_is_logged(self) -> None:
+        deploy.start_logging(self.folder / "log")
+        deploy.console.hidden = True
+        deploy.log.error("no")
+        deploy.console.hidden = False
+        deploy.say("yes")
+        self.assertEqual(self.shown.getvalue(), "deploy   yes\n")
+        self.assertIn("FAILED: no\n", self.logged())
+
+    def test_no_control_character_gets_through_and_a_line_stays_one(self) -> None:
+        deploy.start_logging(self.folder / "log")
+        controls = "".join(map(chr, (*range(32), *range(127, 160), 0x2028, 0x2029)))
+        text = f"a\x1b[2Jb\x1b[1;31mc\x1b[?25ld{controls}e\r\nf\x1b]0;title\x07"
+        deploy.say(text)
+        deploy.log.warning(text)
+        self.assertEqual(deploy.clean("a\x1b[2Jb\x1b[?25lc\r\nd"), "a b c  d")
+        for said in (self.shown.getvalue(), self.logged(), deploy.clean(text) + "\n" * 2):
+            self.assertEqual(len(said.splitlines()), 2)
+            self.assertEqual([each for each in controls if each in said.replace("\n", "")], [])
+            self.assertNotIn("[2J", said)
+
+    def test_a_secret_is_nowhere_not_even_in_a_traceback(self) -> None:
+        deploy.redactor.hide({"correct horse"})
+        deploy.start_logging(self.folder / "log")
+        deploy.say("it is correct horse, or correct%20horse")
+        try:
+            raise KeyError("correct horse")
+        except KeyError as error:
+            failure = deploy.as_failure(error)
+        deploy.log.error(failure.what)
+        for said in (self.shown.getvalue(), self.logged()):
+            self.assertIn("it is ***, or ***", said)
+            self.assertIn("FAILED: KeyError: '***'", said)
+            self.assertNotIn("correct", said)
+        self.assertIn("Traceback", self.logged())
+        self.assertNotIn("Traceback", self.shown.getvalue())
+
+    def test_a_very_long_line_is_whole_in_the_log_alone(self) -> None:
+        deploy.start_logging(self.folder / "log")
+        deploy.say("x" * 100_000)
+        self.assertEqual(self.logged().count("x"), 100_000)
+        end = f"… ({100_009 - deploy.WIDTH} more characters in the log)\n"
+        self.assertTrue(self.shown.getvalue().endswith(end), self.shown.getvalue()[-80:])
+        self.assertEqual(self.shown.getvalue().count("x"), deploy.WIDTH - 9)
+
+    def test_what_cannot_be_encoded_is_replaced(self) -> None:
+        deploy.start_logging(self.folder / "log")
+        deploy.say("a\udc80b €")
+        self.assertEqual(self.shown.getvalue(), "deploy   a?b €\n")
+        self.assertIn("a?b €\n", self.logged())
+
+    def test_a_log_that_cannot_be_written_ends_nothing(self) -> None:
+        (self.folder / "log").symlink_to("/dev/full")
+        with contextlib.redirect_stderr(io.StringIO()) as errors:
+            deploy.start_logging(self.folder / "log")
+            deploy.say("one")
+            with contextlib.suppress(OSError):
+                deploy.log.handlers.pop().close()
+            deploy.say("two")
+        self.assertEqual(self.shown.getvalue(), "deploy   one\ndeploy   two\n")
+        self.assertEqual(errors.getvalue(), "")
+
+    def test_a_closed_stdout_is_no_error(self) -> None:
+        deploy.start_logging(self.folder / "log")
+        for stream in (None, io.StringIO()):
+            with contextlib.redirect_stdout(stream):
+                if stream:
+                    stream.close()
+                deploy.console.hidden = False
+                deploy.say("said")
+        self.assertEqual(self.logged().count("said"), 2)
+
+
+class OnTerminal(UnitTest):
+    def frames(self) -> list[str]:
+        """What was drawn, one after the other."""
+        return self.shown.getvalue().split(AGAIN)[1:]
+
+    def test_a_step_is_one_line_with_what_was_said_of_it_the_last_first(self) -> None:
+        self.on_terminal()
+        with deploy.console.step("static", 0):
+            deploy.say("one")
+            deploy.log.info("| in passing")
+            deploy.log.warning("two")
+        self.assertRegex(self.frames()[-1], r"^✓ static +\d+\.\d s  warning: two; one\n$")
+        self.assertEqual(self.shown.getvalue().count("\n"), 1)
+        deploy.say("after")
+        self.assertEqual(self.frames()[-1], "static   after\n")
+
+    def test_a_step_that_fails(self) -> None:
+        self.on_terminal()
+        with self.assertRaises(ZeroDivisionError), deploy.console.step("static", 0):
+            raise ZeroDivisionError
+        self.assertRegex(self.frames()[-1], r"^✗ static +\d+\.\d s  \n$")
+        self.assertIsNone(deploy.console.line)
+
+    def test_while_it_runs_the_line_is_drawn_again_with_its_command_and_the_usual_time(
+        self,
+    ) -> None:
+        self.on_terminal()
+        drawn = re.compile(r"  static +\d+\.\d s  [━╌]{10} usually 9000\.0 s  \| work")
+        with deploy.console.step("static", 9000):
+            deploy.say("note")
+            deploy.log.info("| work")
+            seen = deploy.wait_until(lambda: any(map(drawn.fullmatch, self.frames())), 20)
+        self.assertTrue(seen, self.frames())
+
+    def test_a_line_of_a_step(self) -> None:
+        self.on_terminal(60)
+        line = deploy.StepLine("pull", 10)
+        line.notes = ["main is 日本語" + "の長い件名" * 9]
+        for began, done in ((0, 0), (4, 4), (9.99, 9), (100, 10)):
+            line.began = time.monotonic() - began
+            self.assertIn(
+                f"s  {'━' * done}{'╌' * (10 - done)} usually 10.0 s  main is", line.text()
+            )
+            for text in (line.text(), line.text("✓")):
+                self.assertLessEqual(columns(text), 59)
+                self.assertGreaterEqual(columns(text), 57)
+                self.assertTrue(text.endswith("…"))
+        line.doing = "| working"
+        self.assertIn("| working", line.text())
+        self.assertNotIn("working", line.text("✓"))
+        self.assertNotIn("usually", line.text("✓"))
+        self.assertNotIn("usually", deploy.StepLine("pull", 0).text())
+
+    def test_colours_only_without_NO_COLOR(self) -> None:
+        self.on_terminal()
+        deploy.log.warning("a warning: b")
+        self.assertEqual(self.frames()[-1], "deploy   warning: a warning: b\n")
+        with mock.patch.dict(os.environ, {"NO_COLOR": ""}):
+            deploy.log.warning("a warning: b")
+        self.assertEqual(self.frames()[-1], "deploy   \x1b[33mwarning:\x1b[0m a warning: b\n")
+
+    def test_a_pipe_gets_no_escape_sequence(self) -> None:
+        with deploy.console.step("static", 5):
+            deploy.say("one")
+        self.assertEqual(self.shown.getvalue(), "static   one\n")
+
+    def test_fit(self) -> None:
+        for text, width, fitted in (
+            *(("abc", 3, "abc"), ("abcd", 3, "ab…"), ("日本", 4, "日本"), ("日本", 3, "…")),
+            *(("日本語", 5, "日…"), ("", 3, ""), ("e\u0301e", 9, "e\u0301e")),
+        ):
+            with self.subTest(text=text, width=width):
+                self.assertEqual(deploy.fit(text, width), fitted)
+                self.assertLessEqual(columns(fitted), width)
 
 
 class LostOutput(LabTest):
@@ -65,7 +277,7 @@ class AnyOutput(LabTest):
         self.lab.script("services", "head -c 3145728 /dev/zero | tr '\\0' x")
         run = self.lab.deploy()
         self.assert_deployed(run, "one")
-        self.assertEqual(sum(map(len, re.findall("x{100,}", self.lab.log()))), 3 << 20)
+        self.assertEqual(sum(map(len, re.findall("x{10,}", self.lab.log()))), 3 << 20)
         self.assertLess(max(map(len, run.stdout.splitlines())), 1 << 16)
 
     def test_bytes_that_are_no_text(self) -> None:
@@ -85,7 +297,9 @@ class AnyOutput(LabTest):
 
     def test_what_a_command_leaves_talking_does_not_hold_the_step(self) -> None:
         self.lab.setting("services", "timeout", "4")
-        self.lab.script("services", "touch $LAB/talk; (while [ -e $LAB/talk ]; do echo talk; sleep 0.2; done) &")
+        self.lab.script(
+            "services", "touch $LAB/talk; (while [ -e $LAB/talk ]; do echo talk; sleep 0.2; done) &"
+        )
         run = self.lab.deploy()
         (self.lab.root / "talk").unlink()
         self.assert_deployed(run, "one")
@@ -95,17 +309,21 @@ class AnyOutput(LabTest):
         self.lab.script("services", "seq 100 199; echo why >&2; exit 1")
         run = self.lab.deploy()
         self.assert_failed(run)
-        self.assertEqual([run.stdout.count(f"| {line}\n") for line in ("100", "180", "181", "why")], [1, 1, 2, 2])
+        self.assertEqual(
+            [run.stdout.count(f"| {line}\n") for line in ("100", "180", "181", "why")], [1, 1, 2, 2]
+        )
 
 
 class Secrets(LabTest):
     def setUp(self) -> None:
         super().setUp()
-        self.lab.env(f"SECRET_KEY='{SECRET}'\nDATABASE_URL=postgres://me:hunter2hunter@db/x\nDEBUG=False\n")
+        self.lab.env(
+            f"SECRET_KEY='{SECRET}'\nDATABASE_URL=postgres://me:hunter2hunter@db/x\nDEBUG=False\n"
+        )
 
     def everything(self, said: str) -> str:
         """All that the tool said, and wrote for a human."""
-        files = (*self.lab.workspace.glob("logs/*"), self.lab.workspace / "history.jsonl", self.lab.workspace / "lock")
+        files = (*self.lab.workspace.glob("logs/*"), *self.lab.workspace.glob("*.json*"))
         return "\n".join([said, *(path.read_text() for path in files)])
 
     def assert_hidden(self, output: str) -> None:
@@ -122,7 +340,9 @@ class Secrets(LabTest):
         return self.everything(self.lab.deploy().stdout)
 
     def test_of_a_failing_command_in_any_form(self) -> None:
-        self.assert_hidden(self.prints("\n".join([*FORMS.values(), "postgres://me:hunter2hunter@db/x"]), 1))
+        self.assert_hidden(
+            self.prints("\n".join([*FORMS.values(), "postgres://me:hunter2hunter@db/x"]), 1)
+        )
 
     def test_in_the_middle_of_a_line_of_three_megabytes(self) -> None:
         filler = "." * ((1 << 20) - len(SECRET.encode()) // 2)
@@ -151,6 +371,14 @@ class Secrets(LabTest):
         self.lab.setting("health", "contains", "hunter2hunter")
         self.assert_hidden(self.everything(self.lab.deploy().stdout))
 
+    def test_in_the_address_of_a_remote(self) -> None:
+        token = "ghp_0123456789abcdef"
+        url = f"https://{token}@127.0.0.1:1/gforms.git"
+        self.lab.git("remote", "set-url", "origin", url, folder=self.lab.checkout)
+        run = self.lab.deploy()
+        self.assert_sentence(run, 1, ["the remote origin cannot be reached"])
+        self.assertNotIn(token, self.everything(run.stdout))
+
     def test_in_what_other_commands_say(self) -> None:
         self.lab.setting("services", "command", "services --password hunter2hunter")
         self.lab.script("services", 'echo "$SECRET_KEY"; exit 1')
@@ -159,7 +387,7 @@ class Secrets(LabTest):
         self.assert_hidden("\n".join(self.lab.deploy(*command).stdout for command in commands))
 
     def test_of_a_refused_line(self) -> None:
-        self.lab.env(f"SECRET_KEY={SECRET}\nPASSWORD=\"{SECRET}\n{SECRET}=1\n")
+        self.lab.env(f'SECRET_KEY={SECRET}\nPASSWORD="{SECRET}\n{SECRET}=1\n')
         run = self.lab.deploy()
         self.assert_sentence(run, 78, [".env has 3 mistakes"])
         for part in ("ss ", "4711"):
@@ -167,7 +395,13 @@ class Secrets(LabTest):
 
     def test_in_no_process_title(self) -> None:
         look = 'cat /proc/[0-9]*/cmdline 2> /dev/null | tr "\\0" " " >> $LAB/titles || true'
-        for name in ("services", "during-collectstatic", "during-plan", "during-migrate", "restart"):
+        for name in (
+            "services",
+            "during-collectstatic",
+            "during-plan",
+            "during-migrate",
+            "restart",
+        ):
             if name.startswith("during"):
                 self.lab.script(name, look)
             else:

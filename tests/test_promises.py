@@ -1,4 +1,5 @@
 """What a deployment leaves when all goes well."""
+
 from __future__ import annotations
 
 import os
@@ -16,28 +17,43 @@ class FreshServer(LabTest):
     def test_the_first_release_is_live_and_the_last_line_says_so(self) -> None:
         run = self.lab.deploy()
         self.assert_deployed(run, "one")
-        self.assertIn(f"{self.lab.linked('current')} is live and healthy", run.stdout.splitlines()[-1])
+        self.assertIn(
+            f"{self.lab.linked('current')} is live and healthy", run.stdout.splitlines()[-1]
+        )
         self.assert_only_good_releases()
 
     def test_the_log_holds_all_that_was_said(self) -> None:
         run = self.lab.deploy()
-        for line in [*run.stdout.splitlines(), "| installed by install --deploy", "the candidate answers"]:
+        for line in [
+            *run.stdout.splitlines(),
+            "| installed by install --deploy",
+            "the candidate answers",
+        ]:
             self.assertIn(line, self.lab.log())
 
 
 class FirstDeployment(LabTest):
     def test_the_history_tells_what_was_deployed_and_how_long_each_step_took(self) -> None:
-        entry, = self.lab.history()
-        self.assertEqual((entry["result"], entry["command"], entry["subject"]), ("live", "deploy", "says one"))
-        self.assertEqual((entry["revision"], entry["release"]), (self.lab.head(), self.lab.linked("current")))
+        (entry,) = self.lab.history()
+        self.assertEqual(
+            (entry["result"], entry["command"], entry["subject"]), ("live", "deploy", "says one")
+        )
+        self.assertEqual(
+            (entry["revision"], entry["release"]), (self.lab.head(), self.lab.linked("current"))
+        )
         self.assertEqual(list(entry["steps"]), STEPS)
 
     def test_the_log_is_for_its_owner_alone(self) -> None:
-        log, = (self.lab.workspace / "logs").iterdir()
+        (log,) = (self.lab.workspace / "logs").iterdir()
         self.assertEqual(log.stat().st_mode & 0o777, 0o600)
 
     def test_git_ignores_all_of_it(self) -> None:
-        self.assertEqual(self.lab.git("status", "--porcelain", "--untracked-files=all", folder=self.lab.checkout), "")
+        self.assertEqual(
+            self.lab.git(
+                "status", "--porcelain", "--untracked-files=all", folder=self.lab.checkout
+            ),
+            "",
+        )
 
     def test_shared_paths_are_those_of_the_checkout(self) -> None:
         current = self.lab.workspace / "current"
@@ -49,9 +65,13 @@ class FirstDeployment(LabTest):
         self.assertEqual(self.lab.linked("previous"), "")
 
     def test_the_database_was_backed_up_before_it_was_migrated(self) -> None:
-        backup, = (self.lab.workspace / "backups").iterdir()
-        self.assertEqual((backup.read_text(), backup.stat().st_mode & 0o777), ("the whole database\n", 0o600))
-        self.assertLess(self.lab.log().index("backed up"), self.lab.log().index("Applying app.0001_first"))
+        (backup,) = (self.lab.workspace / "backups").iterdir()
+        self.assertEqual(
+            (backup.read_text(), backup.stat().st_mode & 0o777), ("the whole database\n", 0o600)
+        )
+        self.assertLess(
+            self.lab.log().index("backed up"), self.lab.log().index("Applying app.0001_first")
+        )
 
 
 class Deployment(LabTest):
@@ -59,8 +79,12 @@ class Deployment(LabTest):
         before = self.lab.linked("current")
         revision = self.lab.push({"app": "two"})
         self.assert_deployed(self.lab.deploy(), "two")
-        self.assertEqual((self.lab.linked("previous"), self.lab.releases()), (before, ["one", "two"]))
-        self.assertEqual((self.lab.head(), self.lab.history()[-1]["revision"]), (revision, revision))
+        self.assertEqual(
+            (self.lab.linked("previous"), self.lab.releases()), (before, ["one", "two"])
+        )
+        self.assertEqual(
+            (self.lab.head(), self.lab.history()[-1]["revision"]), (revision, revision)
+        )
 
     def test_a_release_is_never_changed_by_the_next_one(self) -> None:
         release = (self.lab.workspace / "current").resolve()
@@ -72,14 +96,19 @@ class Deployment(LabTest):
     def test_each_release_has_the_static_files_of_its_own(self) -> None:
         self.lab.push({"app": "two"})
         self.assert_deployed(self.lab.deploy(), "two")
-        texts = [path.read_text() for path in sorted(self.lab.workspace.glob("releases/*/staticfiles/style.css"))]
+        texts = [
+            path.read_text()
+            for path in sorted(self.lab.workspace.glob("releases/*/staticfiles/style.css"))
+        ]
         self.assertEqual(texts, ["one", "two"])
 
     def test_what_users_uploaded_is_in_every_release(self) -> None:
         (self.lab.checkout / "media" / "photo").write_text("a photo")
         self.lab.push({"app": "two"})
         self.assert_deployed(self.lab.deploy(), "two")
-        self.assertEqual((self.lab.workspace / "current" / "media" / "photo").read_text(), "a photo")
+        self.assertEqual(
+            (self.lab.workspace / "current" / "media" / "photo").read_text(), "a photo"
+        )
 
     def test_nothing_new_installs_and_migrates_nothing(self) -> None:
         backups = os.listdir(self.lab.workspace / "backups")
@@ -95,6 +124,7 @@ class Deployment(LabTest):
         def visit() -> None:
             while not done.is_set():
                 seen.append(self.lab.live())
+
         visitor = threading.Thread(target=visit)
         visitor.start()
         self.lab.push({"app": "two"})
@@ -118,7 +148,9 @@ class Deployment(LabTest):
         self.assert_deployed(run, "one")
         self.assertRegex(run.stdout, r"(?s)\| it begins.*\$ services up.*\| it ended")
 
-    def test_a_setting_changed_on_the_server_alone_is_honoured_and_starts_nothing_over(self) -> None:
+    def test_a_setting_changed_on_the_server_alone_is_honoured_and_starts_nothing_over(
+        self,
+    ) -> None:
         path = self.lab.checkout / "deploy.ini"
         path.write_text(path.read_text() + "[static]\nbefore = echo only here\n")
         run = self.lab.deploy()
@@ -135,5 +167,7 @@ class Deployment(LabTest):
     def test_the_order_of_the_steps_is_the_settings_files(self) -> None:
         self.lab.setting("deploy", "steps", "env pull install migrate static services restart")
         self.assert_deployed(self.lab.deploy(), "one")
-        self.assertEqual(list(self.lab.history()[-1]["steps"]),
-                         ["env", "pull", "install", "migrate", "static", "services", "restart"])
+        self.assertEqual(
+            list(self.lab.history()[-1]["steps"]),
+            ["env", "pull", "install", "migrate", "static", "services", "restart"],
+        )

@@ -1,4 +1,5 @@
 """What stands in the way of a pull is told apart, and nothing is touched."""
+
 from __future__ import annotations
 
 import shutil
@@ -8,7 +9,7 @@ from tests.lab import LabTest
 
 
 class RefusedPull(LabTest):
-    """Each case has a sentence of its own; afterwards the checkout and the live release are as before."""
+    """Each has a sentence of its own; afterwards the checkout and the live release are as before."""
 
     def refused(self, *parts: str, arguments: tuple[str, ...] = ()) -> None:
         with self.nothing_touched():
@@ -94,7 +95,9 @@ class RefusedPull(LabTest):
         self.refused("the remote origin has no branch maain", "mend [pull] branch")
 
     def test_unknown_revision(self) -> None:
-        self.refused("there is no revision 0123abc", "that was pushed", arguments=("deploy", "0123abc"))
+        self.refused(
+            "there is no revision 0123abc", "that was pushed", arguments=("deploy", "0123abc")
+        )
 
     def test_revision_that_looks_like_an_option(self) -> None:
         self.refused("there is no revision", arguments=("deploy", "--", "--all"))
@@ -107,7 +110,9 @@ class Pull(LabTest):
         (self.lab.checkout / "notes").write_text("by hand")
         self.assert_deployed(self.lab.deploy(), "two")
         texts = {(self.lab.checkout / name).read_text() for name in ("static", "notes")}
-        self.assertEqual((texts, (self.lab.workspace / "current" / "static").read_text()), ({"by hand"}, ""))
+        self.assertEqual(
+            (texts, (self.lab.workspace / "current" / "static").read_text()), ({"by hand"}, "")
+        )
 
     def test_what_was_removed_is_gone(self) -> None:
         self.lab.push({"app": "two", "old": ""})
@@ -182,13 +187,17 @@ class Install(LabTest):
 
     def test_no_lock_file(self) -> None:
         self.lab.push({"app": "two", "Pipfile.lock": None})
-        self.assert_failed(self.lab.deploy(), "install", "this revision has no Pipfile.lock", "run pipenv lock")
+        self.assert_failed(
+            self.lab.deploy(), "install", "this revision has no Pipfile.lock", "run pipenv lock"
+        )
 
     def test_not_a_lock_file(self) -> None:
         for text in ("<<<<<<< HEAD", "[]", "{}"):
             with self.subTest(text):
                 self.lab.push({"app": "two", "Pipfile.lock": text})
-                self.assert_failed(self.lab.deploy(), "Pipfile.lock is not a lock file", "run pipenv lock")
+                self.assert_failed(
+                    self.lab.deploy(), "Pipfile.lock is not a lock file", "run pipenv lock"
+                )
 
     def test_no_pipenv(self) -> None:
         (self.lab.bin / "pipenv").unlink()
@@ -200,14 +209,23 @@ class Install(LabTest):
         for name in ("git", "sh", "readlink", "mv", "true", "mkdir", "ln", "echo"):
             (tools / name).symlink_to(shutil.which(name) or name)
         run = self.lab.deploy(PATH=str(tools))
-        name, remedy = (("pipenv-of-nowhere", "install it") if shutil.which("pipenv", path=usual)
-                        else ("pipenv", "sudo apt-get install pipenv"))
+        name, remedy = (
+            ("pipenv-of-nowhere", "install it")
+            if shutil.which("pipenv", path=usual)
+            else ("pipenv", "sudo apt-get install pipenv")
+        )
         self.assert_failed(run, "install", f"{name} is not installed, or not in PATH", remedy)
 
     def test_no_python(self) -> None:
-        self.lab.push({"app": "two", "Pipfile.lock": '{"_meta": {"requires": {"python_version": "3.99"}}}'})
-        self.assert_failed(self.lab.deploy(), "install", "python3.99 is not on this server",
-                           "sudo apt-get install python3.99")
+        self.lab.push(
+            {"app": "two", "Pipfile.lock": '{"_meta": {"requires": {"python_version": "3.99"}}}'}
+        )
+        self.assert_failed(
+            self.lab.deploy(),
+            "install",
+            "python3.99 is not on this server",
+            "sudo apt-get install python3.99",
+        )
 
     def test_another_lock_has_an_environment_of_its_own(self) -> None:
         self.lab.push({"app": "two", "Pipfile.lock": '{"_meta": {}, "default": {}}'})

@@ -1,4 +1,5 @@
 """Which releases are kept, how to go back to them, and what `--if-changed` and `--dry-run` leave alone."""
+
 from __future__ import annotations
 
 from tests.lab import LabTest, listing, with_setting
@@ -25,7 +26,9 @@ class Rollback(ReleaseTest):
     def test_to_the_one_before_and_again_to_the_one_before_that(self) -> None:
         self.assert_deployed(self.lab.deploy("rollback"), "two")
         self.assert_deployed(self.lab.deploy("rollback"), "one")
-        self.assertEqual([entry["command"] for entry in self.lab.history()[-2:]], ["rollback", "rollback"])
+        self.assertEqual(
+            [entry["command"] for entry in self.lab.history()[-2:]], ["rollback", "rollback"]
+        )
         self.assertEqual(self.lab.history()[-1]["release"], self.lab.linked("current"))
 
     def test_to_the_one_that_is_named_and_forward_again(self) -> None:
@@ -48,7 +51,9 @@ class Rollback(ReleaseTest):
         for name in ("20000101T000000Z-0123456", "..", "."):
             with self.nothing_touched():
                 run = self.lab.deploy("rollback", name)
-            self.assert_sentence(run, 1, [f"{name} is no release that was healthy and is kept", "history"])
+            self.assert_sentence(
+                run, 1, [f"{name} is no release that was healthy and is kept", "history"]
+            )
 
     def test_to_the_live_one_changes_nothing(self) -> None:
         with self.nothing_touched():
@@ -58,11 +63,15 @@ class Rollback(ReleaseTest):
 
     def test_to_one_that_is_not_healthy_any_more_stays(self) -> None:
         (self.lab.workspace / "releases" / self.lab.linked("previous") / "health").write_text("500")
-        self.assert_failed(self.lab.deploy("rollback"), "the candidate was not proven: 500", live="three")
+        self.assert_failed(
+            self.lab.deploy("rollback"), "the candidate was not proven: 500", live="three"
+        )
 
     def test_to_one_that_is_not_healthy_after_the_switch_goes_forward_again(self) -> None:
         (self.lab.root / "sick").write_text("two")
-        self.assert_failed(self.lab.deploy("rollback"), "the site is not healthy: 500", live="three")
+        self.assert_failed(
+            self.lab.deploy("rollback"), "the site is not healthy: 500", live="three"
+        )
         self.assertEqual(self.lab.releases(), ["one", "two", "three"])
 
 
@@ -121,15 +130,17 @@ class Kept(ReleaseTest):
         self.lab.setting("backup", "keep", "1")
         self.lab.push({"migrations": "app.0001_first\napp.0002_second\n"})
         self.deploy("two")
-        backup, = (self.lab.workspace / "backups").iterdir()
+        (backup,) = (self.lab.workspace / "backups").iterdir()
         self.assertEqual(backup.stem, self.lab.linked("current"))
 
 
 class IfChanged(ReleaseTest):
     def assert_silent(self) -> None:
         """Nothing to do: no word, no log, no line in the history, nothing touched."""
+
         def state() -> object:
             return self.lab.history(), sorted((self.lab.workspace / "logs").iterdir())
+
         before = state()
         with self.nothing_touched():
             run = self.lab.deploy("--if-changed")
@@ -185,7 +196,51 @@ class IfChanged(ReleaseTest):
 
     def test_a_failure_is_said(self) -> None:
         self.lab.git("remote", "set-url", "origin", "/nowhere", folder=self.lab.checkout)
-        self.assert_sentence(self.lab.deploy("--if-changed"), 1, ["the remote origin cannot be reached"])
+        self.assert_sentence(
+            self.lab.deploy("--if-changed"), 1, ["the remote origin cannot be reached"]
+        )
+
+
+class IfChangedAndSick(LabTest):
+    """Exit 0 would say that the site answers: nothing new is no reason not to ask."""
+
+    def test_it_is_said_once_and_again_when_it_has_changed(self) -> None:
+        def run() -> tuple[int, str]:
+            done = self.lab.deploy("--if-changed")
+            return done.returncode, done.stdout
+
+        self.assertEqual(run(), (0, ""))
+        (self.lab.root / "sick").write_text("one")
+        status, said = run()
+        self.assertEqual(status, 1)
+        self.assertRegex(
+            said, r"^deploy   nothing is new, and the site is not healthy: 500 .*status\n$"
+        )
+        self.assertEqual(run(), (1, ""))
+        (self.lab.root / "sick").unlink()
+        status, said = run()
+        self.assertEqual(status, 0)
+        self.assertRegex(said, r"^deploy   nothing is new, and the site is healthy again; .*\n$")
+        self.assertEqual(run(), (0, ""))
+        self.assertEqual(self.lab.results(), ["live", "unhealthy", "healthy"])
+        self.assert_live("one")
+
+
+class RollbackToWhatIsLive(LabTest):
+    def test_with_the_site_sick(self) -> None:
+        (self.lab.root / "sick").write_text("one")
+        run = self.lab.deploy("rollback", self.lab.linked("current"))
+        self.assert_sentence(run, 3, ["the site is not healthy: 500", "is live and NOT healthy"])
+
+
+class RollbackBehindTheSameRevision(ReleaseTest):
+    def test_it_goes_to_another_revision(self) -> None:
+        self.lab.push({"app": "two"})
+        for _ in range(2):
+            self.assert_deployed(self.lab.deploy(), "two")
+            self.lab.tick()
+        self.assert_status(self.lab.deploy("rollback"), 0)
+        self.assert_live("one")
 
 
 class DryRun(LabTest):
@@ -200,8 +255,15 @@ class DryRun(LabTest):
     def test_it_says_what_it_would_do_and_changes_nothing(self) -> None:
         revision = self.lab.push({"app": "two"})
         said = self.says()
-        for words in (f"would deploy {revision[:7]}", "live is", "pipenv install --deploy", "services up",
-                      "python manage.py migrate --noinput", "restart  restart", "nothing is changed"):
+        for words in (
+            f"would deploy {revision[:7]}",
+            "live is",
+            "pipenv install --deploy",
+            "services up",
+            "python manage.py migrate --noinput",
+            "restart  restart",
+            "nothing is changed",
+        ):
             self.assertIn(words, said)
 
     def test_of_a_tag(self) -> None:
@@ -211,11 +273,11 @@ class DryRun(LabTest):
 
     def test_of_what_is_not_there(self) -> None:
         before = listing(self.lab.root)
-        self.assert_sentence(self.lab.deploy("deploy", "--dry-run", "nowhere"), 1, ["origin has no nowhere"])
+        self.assert_sentence(
+            self.lab.deploy("deploy", "--dry-run", "nowhere"), 1, ["origin has no nowhere"]
+        )
         self.assertEqual(listing(self.lab.root), before)
 
 
 class FirstDryRun(DryRun):
     deployed = ()
-
-

@@ -1,4 +1,5 @@
 """The sandbox's five acts, with the promises that they show asserted; and real migrations, taken back."""
+
 from __future__ import annotations
 
 import json
@@ -37,24 +38,39 @@ class FiveActs(unittest.TestCase):
     def test_no_request_is_lost_and_no_broken_release_is_seen(self) -> None:
         sandbox = self.sandbox
         self.assert_act(sandbox.act_one(), 0, "1", "is live and healthy")
-        with Client(sandbox.url).at_work() as client, Client(f"{sandbox.url}late/", by_body=True).at_work() as late:
+        client, late = Client(sandbox.url, 0.02), Client(f"{sandbox.url}late/", 0.02, by_body=True)
+        with client.at_work(), late.at_work():
             self.assert_act(sandbox.act_two(), 0, "2", "is live and healthy")
             with urllib.request.urlopen(f"{sandbox.url}about/", timeout=10) as answer:
                 self.assertEqual(answer.status, 200)
-            self.assert_act(sandbox.act_three(), 1, "2", "FAILED", "No module named 'no_such_module'",
-                            "is live and healthy")
-            self.assert_act(sandbox.act_four(), 1, "2", "FAILED", "500 Internal Server Error", "expected 200")
+            self.assert_act(
+                sandbox.act_three(),
+                1,
+                "2",
+                "FAILED",
+                "No module named 'no_such_module'",
+                "is live and healthy",
+            )
+            self.assert_act(
+                sandbox.act_four(), 1, "2", "FAILED", "500 Internal Server Error", "expected 200"
+            )
             self.assert_act(sandbox.act_five(), 0, "1", "is live and healthy")
         self.assertEqual(client.errors + late.errors, [])
         self.assertEqual(client.releases, ["1", "2"])
-        self.assertEqual(set(late.releases), {"1 1", "2 2"}, "a worker imported a module of another release")
+        self.assertEqual(
+            set(late.releases), {"1 1", "2 2"}, "a worker imported a module of another release"
+        )
         self.assertGreater(len(client.waits), 100)
         self.assert_nothing_left()
 
     def assert_nothing_left(self) -> None:
         """The failed releases are gone, their logs are not; the history tells all of it."""
-        entries = [json.loads(line) for line in self.sandbox.deploy("history", "--json")[1].splitlines()]
-        self.assertEqual([entry["result"] for entry in entries], ["live", "live", "failed", "failed", "live"])
+        entries = [
+            json.loads(line) for line in self.sandbox.deploy("history", "--json")[1].splitlines()
+        ]
+        self.assertEqual(
+            [entry["result"] for entry in entries], ["live", "live", "failed", "failed", "live"]
+        )
         workspace = self.sandbox.checkout / ".deploy"
         live = {entry["release"] for entry in entries if entry["result"] == "live"}
         self.assertEqual({release.name for release in (workspace / "releases").iterdir()}, live)
@@ -113,20 +129,36 @@ class Migrations(unittest.TestCase):
             self.assertIn("to be applied: formsApp.0002_form_open\n", self.deploy(0))
 
         with self.subTest("reverse_on_failure"):
-            sandbox.edit("deploy.ini", "[health]\n", "[migrate]\nreverse_on_failure = yes\n[health]\n")
-            (migrations / "0003_more.py").write_text(FIXED.replace(', migrations.RunSQL("SELECT 1")', ""))
-            sandbox.edit("formsApp/views.py", 'render(request, "formsApp/index.html"', 'render(request, "no.html"')
+            sandbox.edit(
+                "deploy.ini", "[health]\n", "[migrate]\nreverse_on_failure = yes\n[health]\n"
+            )
+            (migrations / "0003_more.py").write_text(
+                FIXED.replace(', migrations.RunSQL("SELECT 1")', "")
+            )
+            sandbox.edit(
+                "formsApp/views.py",
+                'render(request, "formsApp/index.html"',
+                'render(request, "no.html"',
+            )
             sandbox.push("Use a template that is not there")
             said = self.deploy(1)
-            self.assertIn("note: formsApp.0003_more: Remove field open from form; the release before may not", said)
-            self.assertIn("applied: formsApp.0003_more; not applied: none; those applied were reversed", said)
+            self.assertIn(
+                "note: formsApp.0003_more: Remove field open from form; the release before may not",
+                said,
+            )
+            self.assertIn(
+                "applied: formsApp.0003_more; not applied: none; those applied were reversed", said
+            )
             self.assertIn("open", self.columns())
 
         with self.subTest("one that cannot be reversed"):
             (migrations / "0003_more.py").write_text(FIXED)
             sandbox.push("Add a migration that stays")
             said = self.deploy(1)
-            self.assertIn("note: formsApp.0003_more: it cannot be reversed; Remove field open from form;", said)
+            self.assertIn(
+                "note: formsApp.0003_more: it cannot be reversed; Remove field open from form;",
+                said,
+            )
             self.assertIn("no migration was reversed, because formsApp.0003_more cannot be", said)
             self.assertNotIn("open", self.columns())
 

@@ -1,8 +1,10 @@
-"""The settings file: what is accepted, what is refused and how, and that the shipped deploy.ini is complete."""
+"""The settings file: what is accepted, what is refused and how, and that deploy.ini is complete."""
+
 from __future__ import annotations
 
 import configparser
 import contextlib
+import dataclasses
 import re
 import tempfile
 import unittest
@@ -13,100 +15,96 @@ from typing import Any
 import deploy
 
 SHIPPED = Path(deploy.__file__).with_name("deploy.ini")
+REORDERED = ("env", "pull", "migrate", "static", "restart")
+CURL = "curl http://[::1]/\n    logger done"
+LINES = "\n    one a\n\n    # a comment\n    two = b\n"
 
-# (section, key, text, value)
-GOOD: tuple[tuple[str, str, str, Any], ...] = (
-    ("deploy", "steps", "env pull restart", ("env", "pull", "restart")),
-    ("deploy", "steps", "env pull migrate static restart", ("env", "pull", "migrate", "static", "restart")),
-    ("deploy", "workspace", "var/deploy", "var/deploy"),
-    ("deploy", "project", ".", "."),
-    ("deploy", "project", "..hidden/src", "..hidden/src"),
-    ("deploy", "shared", ".env media/ a/b", (".env", "media/", "a/b")),
-    ("deploy", "shared", "", ()),
-    ("deploy", "keep_releases", "1", 1),
-    ("deploy", "keep_releases", "010", 10),
-    ("env", "file", "conf/production.env", "conf/production.env"),
-    ("pull", "remote", "upstream", "upstream"),
-    ("pull", "branch", "release/2.0", "release/2.0"),
-    ("pull", "branch", "größe%s", "größe%s"),
-    ("pull", "retries", "0", 0),
-    ("pull", "timeout", "30", 30.0),
-    ("pull", "timeout", "2.5", 2.5),
-    ("pull", "timeout", "0.5", 0.5),
-    ("pull", "timeout", "010", 10.0),
-    ("install", "python", "python3.12", "python3.12"),
-    ("install", "command", "", ()),
-    ("static", "command", "make  css js", (("make", "css", "js"),)),
-    ("static", "command", "sh -c 'a && b'", (("sh", "-c", "a && b"),)),
-    ("static", "command", 'echo "a  b" c\\ d "" $HOME *', (("echo", "a  b", "c d", "", "$HOME", "*"),)),
-    ("static", "command", "\n    one a\n\n    # a comment\n    two = b\n", (("one", "a"), ("two", "=", "b"))),
-    ("static", "before", "true", (("true",),)),
-    ("restart", "after", "curl http://[::1]/\n    logger done", (("curl", "http://[::1]/"), ("logger", "done"))),
-    ("health", "url", "https://example.org", "https://example.org"),
-    ("health", "url", "http://[::1]:8000/a?b=c;d#e", "http://[::1]:8000/a?b=c;d#e"),
-    ("health", "url", "", ""),
-    ("health", "expect", "204", 204),
-    ("health", "headers", "A: b\n    X-C-d:e: f", {"A": "b", "X-C-d": "e: f"}),
-    ("health", "headers", "", {}),
-    ("health", "contains", "100 % = \"fine\"", "100 % = \"fine\""),
-    ("backup", "keep", "3", 3),
-    ("notify", "on", "recovery", "recovery"),
-    ("notify", "webhook", "DEPLOY_WEBHOOK", "DEPLOY_WEBHOOK"),
-    ("notify", "webhook", "", ""),
+# (section.key, {text: value})
+GOOD: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("deploy.steps", {"env pull restart": ("env", "pull", "restart")}),
+    ("deploy.steps", {" ".join(REORDERED): REORDERED}),
+    ("deploy.workspace", {"var/deploy": "var/deploy", "..x/y": "..x/y"}),
+    ("deploy.project", {".": ".", "..hidden/src": "..hidden/src"}),
+    ("deploy.shared", {".env media/ a/b": (".env", "media/", "a/b"), "": ()}),
+    ("deploy.keep_releases", {"1": 1, "010": 10}),
+    ("deploy.keep_logs", {"7": 7}),
+    ("env.file", {"conf/production.env": "conf/production.env"}),
+    ("pull.remote", {"upstream": "upstream"}),
+    ("pull.branch", {"release/2.0": "release/2.0", "größe%s": "größe%s"}),
+    ("pull.retries", {"0": 0}),
+    ("pull.timeout", {"30": 30.0, "2.5": 2.5, "0.5": 0.5, "010": 10.0}),
+    ("install.python", {"python3.12": "python3.12"}),
+    ("install.command", {"": ()}),
+    ("static.command", {"make  css js": (("make", "css", "js"),)}),
+    ("static.command", {LINES: (("one", "a"), ("two", "=", "b"))}),
+    ("static.command", {"sh -c 'a && b'": (("sh", "-c", "a && b"),)}),
+    ("static.command", {'a "b  c" d\\ e "" $HOME *': (("a", "b  c", "d e", "", "$HOME", "*"),)}),
+    ("static.before", {"true": (("true",),)}),
+    ("migrate.reverse_on_failure", {"yes": True, "no": False}),
+    ("restart.after", {CURL: (("curl", "http://[::1]/"), ("logger", "done"))}),
+    ("restart.process", {"uvicorn": "uvicorn", "a: master [b]": "a: master [b]", "": ""}),
+    ("health.url", {each: each for each in ("https://a.org", "http://[::1]:8000/a?b=c;d#e", "")}),
+    ("health.expect", {"204": 204}),
+    ("health.headers", {"A: b\n    X-C-d:e: f": {"A": "b", "X-C-d": "e: f"}, "": {}}),
+    ("health.contains", {'100 % = "fine"': '100 % = "fine"'}),
+    ("status.checks", {"a: b 'c d'\n    e-f:g": {"a": (("b", "c d"),), "e-f": (("g",),)}, "": {}}),
+    ("backup.keep", {"3": 3}),
+    ("notify.on", {"failure": "failure", "recovery": "recovery", "always": "always"}),
+    ("notify.webhook", {"DEPLOY_WEBHOOK": "DEPLOY_WEBHOOK", "": ""}),
 )
 
-# (section, key, text, part of the complaint)
-BAD: tuple[tuple[str, str, str, str], ...] = (
-    ("deploy", "steps", "", "must begin with env and pull"),
-    ("deploy", "steps", "pull env restart", "must begin with env and pull"),
-    ("deploy", "steps", "env pull", "end with restart"),
-    ("deploy", "steps", "env pull static static restart", "name no step twice"),
-    ("deploy", "steps", "env pull instal restart", "'instal' is not a step; did you mean install?"),
-    ("deploy", "workspace", "/srv/deploy", "'/srv/deploy' is not a path"),
-    ("deploy", "workspace", "../deploy", "not a path"),
-    ("deploy", "workspace", "", "not a path"),
-    ("deploy", "project", "a/..", "not a path"),
-    ("deploy", "project", "a/../../b", "not a path"),
-    ("deploy", "shared", ".env /etc/passwd", "'/etc/passwd' is not a path"),
-    ("deploy", "keep_releases", "0", "not a whole number of 1 or more"),
-    ("deploy", "keep_releases", "-1", "not a whole number of 1 or more"),
-    ("deploy", "keep_releases", "five", "'five' is not a whole number"),
-    ("env", "file", "/home/ubuntu/.env", "not a path"),
-    ("pull", "retries", "-1", "not a whole number"),
-    ("pull", "retries", "1.5", "not a whole number"),
-    ("pull", "timeout", "", "not a number of seconds"),
-    ("pull", "timeout", "0", "not a number of seconds"),
-    ("pull", "timeout", "0.0", "not a number of seconds"),
-    ("pull", "timeout", "-1", "not a number of seconds"),
-    ("pull", "timeout", "5m", "'5m' is not a number of seconds, as in 30 or 2.5"),
-    ("pull", "timeout", "1e3", "not a number of seconds"),
-    ("pull", "timeout", "inf", "not a number of seconds"),
-    ("pull", "timeout", "nan", "not a number of seconds"),
-    ("pull", "timeout", "30 # seconds", "not a number of seconds"),
-    ("install", "command", "pipenv 'install", "cannot be split into words: no closing quotation"),
-    ("install", "before", "true\n    echo \\", "cannot be split into words: no escaped character"),
-    ("health", "url", "127.0.0.1:8000", "'127.0.0.1:8000' is not a URL"),
-    ("health", "url", "ftp://example.org/", "not a URL"),
-    ("health", "url", "http://", "not a URL"),
-    ("health", "url", "http://a/ b", "not a URL"),
-    ("health", "expect", "", "not an HTTP status"),
-    ("health", "expect", "2xx", "'2xx' is not an HTTP status"),
-    ("health", "expect", "600", "not an HTTP status"),
-    ("health", "headers", "Accept text/html", "not a header"),
-    ("health", "headers", "A: b\n    two words: c", "'two words: c' is not a header"),
-    ("backup", "keep", "0", "not a whole number of 1 or more"),
-    ("notify", "on", "sometimes", "'sometimes' is not one of failure, recovery and always"),
-    ("notify", "webhook", "https://example.org/hook", "is not the name of a variable in .env"),
+# (section.key, part of the complaint with {} for the text, *texts)
+BAD: tuple[tuple[str, ...], ...] = (
+    ("deploy.steps", "must begin with env and pull", "", "pull env restart"),
+    ("deploy.steps", "end with restart", "env pull"),
+    ("deploy.steps", "name no step twice", "env pull static static restart"),
+    ("deploy.steps", "'instal' is not a step; did you mean install?", "env pull instal restart"),
+    ("deploy.workspace", "{} is not a path below the checkout", "/srv", "../deploy", "", ".", "./"),
+    ("deploy.project", "{} is not a path inside the checkout", "a/..", "a/../../b", "/srv"),
+    ("deploy.shared", "'/etc/passwd' is not a path", ".env /etc/passwd"),
+    ("deploy.shared", "'.' is not a path", ".env ."),
+    ("deploy.keep_releases", "{} is not a whole number of 1 or more", "0", "-1", "five", "1.5", ""),
+    ("deploy.keep_logs", "{} is not a whole number of 1 or more", "0"),
+    ("env.file", "{} is not a path", "/home/ubuntu/.env"),
+    ("pull.retries", "{} is not a whole number", "-1", "1.5", ""),
+    ("pull.timeout", "{} is not a number of seconds, as in 30 or 2.5", "", "0", "0.0", "-1", "5m"),
+    ("pull.timeout", "{} is not a number of seconds", "1e3", "inf", "nan", "30 # seconds"),
+    ("install.command", "cannot be split into words: no closing quotation", "pipenv 'install"),
+    ("install.before", "cannot be split into words: no escaped character", "true\n    echo \\"),
+    ("migrate.reverse_on_failure", "{} is not yes or no", "true", "Yes", ""),
+    ("health.url", "{} is not a URL", "127.0.0.1:8000", "ftp://a.org/", "http://", "http://a/ b"),
+    ("health.expect", "{} is not an HTTP status, as in 200", "", "2xx", "600"),
+    ("health.headers", "'Accept text/html' is not a header", "Accept text/html"),
+    ("health.headers", "'two words: c' is not a header", "A: b\n    two words: c"),
+    ("status.checks", "is not a name and its command", "nginx:", "systemctl is-active nginx"),
+    ("status.checks", "cannot be split into words", "nginx: echo 'a"),
+    ("backup.keep", "{} is not a whole number of 1 or more", "0"),
+    ("notify.on", "'sometimes' is not one of failure, recovery and always", "sometimes"),
+    ("notify.webhook", "{} is not the name of a variable in .env", "https://example.org/hook"),
 )
+
+
+def flat(settings: deploy.Settings) -> dict[str, Any]:
+    """`section.key` -> value."""
+    found = dataclasses.asdict(settings).items()
+    return {f"{section}.{key}": value for section, keys in found for key, value in keys.items()}
+
+
+def options() -> dict[str, Mapping[str, Any]]:
+    """`section.key` -> its kind and default, as the table of sections has them."""
+    return {
+        f"{section}.{each.name}": each.metadata
+        for section, described in deploy.SECTIONS.items()
+        for each in dataclasses.fields(described)
+    }
 
 
 class SettingsTest(unittest.TestCase):
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.path = Path(folder.name) / "deploy.ini"
+        self.path = Path(self.enterContext(tempfile.TemporaryDirectory()), "deploy.ini")
 
-    def read(self, text: str) -> dict[str, Any]:
+    def read(self, text: str) -> deploy.Settings:
+        """The settings of a file with this text."""
         self.path.write_text(text, encoding="utf-8")
         return deploy.read_settings(self.path)
 
@@ -116,8 +114,8 @@ class SettingsTest(unittest.TestCase):
             self.read(text)
         failure, prefix = caught.exception, f"{self.path}, "
         self.assertEqual(failure.status, deploy.MISTAKE)
-        self.assertIn(str(self.path), failure.what)
-        self.assertIn(deploy.plural(len(failure.details), "mistake"), failure.what)
+        number = deploy.plural(len(failure.details), "mistake")
+        self.assertEqual(failure.what, f"{self.path} has {number}")
         for line in failure.details:
             self.assertTrue(line.startswith(prefix), line)
         return [line.removeprefix(prefix) for line in failure.details]
@@ -125,100 +123,159 @@ class SettingsTest(unittest.TestCase):
 
 class GoodTest(SettingsTest):
     def test_each_value(self) -> None:
-        for section, key, text, value in GOOD:
-            with self.subTest(section=section, key=key, text=text):
-                self.assertEqual(self.read(f"[{section}]\n{key} = {text}\n")[f"{section}.{key}"], value)
+        for name, values in GOOD:
+            section, key = name.split(".")
+            for text, value in values.items():
+                with self.subTest(name=name, text=text):
+                    self.assertEqual(flat(self.read(f"[{section}]\n{key} = {text}\n"))[name], value)
 
     def test_an_empty_file_gives_every_default(self) -> None:
         settings = self.read("")
-        self.assertEqual(set(settings), {f"{section}.{key}" for section, key, *_ in deploy.OPTIONS})
-        for section, key, kind, default in deploy.OPTIONS:
-            self.assertEqual(settings[f"{section}.{key}"], kind(default), f"{section}.{key}")
-        self.assertEqual(settings["deploy.steps"], deploy.STEP_NAMES)
-        self.assertEqual((settings["deploy.keep_releases"], settings["health.expect"]), (5, 200))
+        wanted = {name: option["kind"](option["default"]) for name, option in options().items()}
+        self.assertEqual(flat(settings), wanted)
+        self.assertEqual(settings.deploy.steps, deploy.STEP_NAMES)
+        self.assertEqual((settings.deploy.keep_releases, settings.health.expect), (5, 200))
+        self.assertEqual(settings.restart.process, "gunicorn")
 
     def test_what_is_not_named_keeps_its_default(self) -> None:
-        default = self.read("")
         settings = self.read("[health]\nexpect = 204\n")
-        self.assertEqual(settings, default | {"health.expect": 204})
+        self.assertEqual(flat(settings), flat(self.read("")) | {"health.expect": 204})
+
+    def test_nothing_changes_them(self) -> None:
+        settings = self.read("")
+        for place, key in ((settings, "pull"), (settings.pull, "timeout")):
+            with self.assertRaises(dataclasses.FrozenInstanceError):
+                setattr(place, key, None)
+
+    def test_every_step_has_a_section_and_hooks(self) -> None:
+        sections = vars(self.read("[pull]\nbefore = a\n[restart]\nafter = b\n"))
+        for step in deploy.STEP_NAMES:
+            self.assertIsInstance(sections[step], deploy.Step)
+        self.assertEqual((sections["pull"].before, sections["pull"].after), ((("a",),), ()))
+        self.assertEqual((sections["restart"].before, sections["restart"].after), ((), (("b",),)))
 
     def test_ways_of_writing(self) -> None:
-        for text in ("[health]\nexpect=204", "[health]\nexpect: 204\n", "[health]\nEXPECT  =  204  \n",
-                     "# a\n; b\n\n[pull]\n[health]\n\nexpect =\n    204\n", "[health]\r\nexpect = 204\r\n",
-                     "[health]\nhost = a\n[pull]\nbranch = b\n[health]\nexpect = 204\n"):
+        for text in (
+            "[health]\nexpect=204",
+            "[health]\nexpect: 204\n",
+            "[health]\nEXPECT  =  204  \n",
+            "# a\n; b\n\n[pull]\n[health]\n\nexpect =\n    204\n",
+            "[health]\r\nexpect = 204\r\n",
+            "[health]\nhost = a\n[pull]\nbranch = b\n[health]\nexpect = 204\n",
+        ):
             with self.subTest(text=text):
-                self.assertEqual(self.read(text)["health.expect"], 204)
+                self.assertEqual(self.read(text).health.expect, 204)
 
     def test_a_continuation_that_looks_like_a_key_or_section_is_part_of_the_value(self) -> None:
-        settings = self.read("[static]\ncommand = a\n    timeout = 7\n    [pull]\ntimeout = 8\n")
-        self.assertEqual(settings["static.command"], (("a",), ("timeout", "=", "7"), ("[pull]",)))
-        self.assertEqual(settings["static.timeout"], 8.0)
+        static = self.read(
+            "[static]\ncommand = a\n    timeout = 7\n    [pull]\ntimeout = 8\n"
+        ).static
+        self.assertEqual(static.command, (("a",), ("timeout", "=", "7"), ("[pull]",)))
+        self.assertEqual(static.timeout, 8.0)
+
+    def test_the_commands_of_the_steps_and_those_that_run_with_sudo(self) -> None:
+        settings = self.read(
+            "[install]\ncommand =\n[services]\ncommand = a\n[static]\ncommand = b 1\n    c\n"
+            "[migrate]\ncommand = d\n"
+            "[restart]\ncommand = sudo -n e 'f g'\n    h\n    sudo k\nproxy = sudo -n i\n"
+        )
+        words = [" ".join(argv) for argv in settings.step_commands()]
+        self.assertEqual(words, ["a", "b 1", "c", "d", "sudo -n e f g", "h", "sudo k"])
+        self.assertEqual(
+            settings.restart.sudo("--list"),
+            [("sudo", "-n", "--list", "e", "f g"), ("sudo", "-n", "--list", "i")],
+        )
 
 
 class BadTest(SettingsTest):
     def test_each_value(self) -> None:
-        for section, key, text, complaint in BAD:
-            with self.subTest(section=section, key=key, text=text):
-                found = self.mistakes(f"\n[{section}]\n{key} = {text}\n")
-                self.assertEqual(len(found), 1)
-                self.assertTrue(found[0].startswith(f"line 3: [{section}] {key} "), found)
-                self.assertIn(complaint, found[0])
+        for name, complaint, *texts in BAD:
+            section, key = name.split(".")
+            for text in texts:
+                with self.subTest(name=name, text=text):
+                    found = self.mistakes(f"\n[{section}]\n{key} = {text}\n")
+                    self.assertEqual(len(found), 1, found)
+                    self.assertTrue(found[0].startswith(f"line 3: [{section}] {key} "), found)
+                    self.assertIn(complaint.replace("{}", repr(text)), found[0])
 
     def test_every_mistake_in_one_go_with_its_line_and_the_nearest_name(self) -> None:
         found = self.mistakes(
-            "[deploy]\nkeep_release = 5\n\n[helth]\nurl = x\n[health]\nexpect = 20\ncontains = a\ncontains = b\n"
-            "[static]\ntimeout = 5 minutes\ncommand =\n    true\n    'open\nzzz = 1\n[DEFAULT]\n")
-        self.assertEqual(found, [
-            "line 2: [deploy] keep_release is not a key; did you mean keep_releases?",
-            "line 4: [helth] is not a section; did you mean health?",
-            "line 7: [health] expect '20' is not an HTTP status, as in 200",
-            "line 9: [health] contains is set twice",
-            "line 11: [static] timeout '5 minutes' is not a number of seconds, as in 30 or 2.5",
-            "line 12: [static] command cannot be split into words: no closing quotation",
-            "line 15: [static] zzz is not a key",
-            "line 16: [DEFAULT] is not a section",
-        ])
+            "[deploy]\nkeep_release = 5\n\n[helth]\nurl = x\n[health]\nexpect = 20\n"
+            "contains = a\ncontains = b\n[static]\ntimeout = 5 minutes\ncommand =\n    true\n"
+            "    'open\nzzz = 1\n[DEFAULT]\n[restart]\nproces = x\n"
+        )
+        self.assertEqual(
+            found,
+            [
+                "line 2: [deploy] keep_release is not a key; did you mean keep_releases?",
+                "line 4: [helth] is not a section; did you mean health?",
+                "line 7: [health] expect '20' is not an HTTP status, as in 200",
+                "line 9: [health] contains is set twice",
+                "line 11: [static] timeout '5 minutes' is not a number of seconds, as in 30 or 2.5",
+                "line 12: [static] command cannot be split into words: no closing quotation",
+                "line 15: [static] zzz is not a key",
+                "line 16: [DEFAULT] is not a section",
+                "line 18: [restart] proces is not a key; did you mean process?",
+            ],
+        )
+
+    def test_a_key_that_is_set_again_in_any_way_of_writing(self) -> None:
+        """Also where the section begins again, and where what it said first was a mistake."""
+        self.assertEqual(
+            self.mistakes("[health]\nexpect = x\nEXPECT: 200\n[pull]\n[health]\nexpect=201\n"),
+            [
+                "line 2: [health] expect 'x' is not an HTTP status, as in 200",
+                "line 3: [health] expect is set twice",
+                "line 6: [health] expect is set twice",
+            ],
+        )
 
     def test_a_line_that_is_no_setting(self) -> None:
-        self.assertEqual(self.mistakes("[health]\nexpect = 204\nnonsense\nhost = a\n"),
-                         ["line 3: neither a [section] nor a key = value"])
-
-    def test_a_line_that_is_no_setting_beside_a_mistake(self) -> None:
-        self.assertEqual(self.mistakes("[health]\nnonsense\nexpect = x\n"),
-                         ["line 2: neither a [section] nor a key = value",
-                          "line 3: [health] expect 'x' is not an HTTP status, as in 200"])
-
-    def test_a_key_before_the_first_section(self) -> None:
-        found = self.mistakes("# settings\nexpect = 204\n[health]\nexpect = 204\ntimeout = 3\n")
-        self.assertEqual([line.split(":")[0] for line in found], ["line 2"], found)
+        neither = "neither a [section] nor a key = value"
+        for text, *wanted in (
+            ("[health]\nexpect = 204\nnonsense\nhost = a\n", f"line 3: {neither}"),
+            ("[health]\nexpect\n[pull\n", f"line 2: {neither}", f"line 3: {neither}"),
+            (
+                "[health]\nexpect = x\nnonsense\n",
+                "line 2: [health] expect 'x' is not an HTTP status, as in 200",
+                f"line 3: {neither}",
+            ),
+            (
+                "# a\nexpect = 204\n[health]\nhost = a\n",
+                "line 2: stands before the first [section]",
+            ),
+        ):
+            with self.subTest(text=text):
+                self.assertEqual(self.mistakes(text), wanted)
 
     def test_no_setting_is_passed_over(self) -> None:
-        """However a line is written: it is taken, or it is complained of; the default is never kept in silence."""
-        for text in ("[health]\n  expect = 204\n  host = a\n", "  [health]\n  expect = 204\n",
-                     "[health] # see [1]\nexpect = 204\n", "[health] \nexpect = 204\n", "[health]]\nexpect = 204\n",
-                     "[health];\nexpect = 204\n", "[health]\n\texpect = 204\n", "[ health ]\nexpect = 204\n"):
-            with self.subTest(text=text):
-                self.path.write_text(text, encoding="utf-8")
-                with contextlib.suppress(deploy.Failure):
-                    self.assertEqual(deploy.read_settings(self.path)["health.expect"], 204)
-
-    def test_a_path_that_would_destroy_the_checkout(self) -> None:
-        self.mistakes("[deploy]\nworkspace = .\n")
-        self.mistakes("[deploy]\nshared = .env .\n")
+        """However it is written, it is taken or complained of: the default is never kept."""
+        for text in (
+            "[health]\n  expect = 204\n  host = a\n",
+            "  [health]\n  expect = 204\n",
+            "[health] # see [1]\nexpect = 204\n",
+            "[health] \nexpect = 204\n",
+            "[health]]\nexpect = 204\n",
+            "[health];\nexpect = 204\n",
+            "[health]\n\texpect = 204\n",
+            "[ health ]\nexpect = 204\n",
+            "\ufeff[health]\nexpect = 204\n",
+        ):
+            with self.subTest(text=text), contextlib.suppress(deploy.Failure):
+                self.assertEqual(self.read(text).health.expect, 204)
 
     def test_files_that_cannot_be_read(self) -> None:
-        missing = self.path.with_name("other.ini")
-        for path, raw, reason in ((missing, None, "No such file"), (self.path.parent, None, "Is a directory"),
-                                  (self.path, b"[health]\nhost = \xff\n", "UTF-8")):
-            with self.subTest(path=path):
-                if raw:
-                    path.write_bytes(raw)
-                with self.assertRaises(deploy.Failure) as caught:
-                    deploy.read_settings(path)
-                self.assertEqual(caught.exception.status, deploy.MISTAKE)
-                self.assertIn(str(path), caught.exception.what)
-                self.assertIn(reason.lower(), caught.exception.what.lower())
-                self.assertIn("-c", caught.exception.remedy)
+        self.path.write_bytes(b"[health]\nhost = \xff\n")
+        for path, reason in (
+            (self.path.with_name("other.ini"), "No such file"),
+            (self.path.parent, "Is a directory"),
+            (self.path, "it is not UTF-8"),
+        ):
+            with self.subTest(path=path), self.assertRaises(deploy.Failure) as caught:
+                deploy.read_settings(path)
+            self.assertEqual(caught.exception.status, deploy.MISTAKE)
+            self.assertIn(f"{path} cannot be read: {reason}", caught.exception.what)
+            self.assertIn("-c", caught.exception.remedy)
 
 
 class NearestTest(unittest.TestCase):
@@ -241,19 +298,24 @@ class ShippedTest(unittest.TestCase):
         cls.shipped = {section: dict(parser[section]) for section in parser.sections()}
 
     def test_it_is_accepted_and_says_nothing_but_the_defaults(self) -> None:
-        settings = deploy.read_settings(SHIPPED)
-        for section, key, kind, default in deploy.OPTIONS:
-            self.assertEqual(settings.pop(f"{section}.{key}"), kind(default))
-        self.assertEqual(settings, {})
+        self.assertEqual(deploy.read_settings(SHIPPED), deploy.Settings())
 
-    def test_every_option_is_there_with_its_default_in_the_same_order_and_nothing_else(self) -> None:
-        wanted: dict[str, dict[str, str]] = {}
-        for section, key, _, default in deploy.OPTIONS:
-            wanted.setdefault(section, {})[key] = default
-        found = {section: {key: value.strip() for key, value in keys.items()} for section, keys in self.shipped.items()}
+    def test_every_option_is_there_with_its_default_and_nothing_else(self) -> None:
+        wanted = {name: option["default"] for name, option in options().items()}
+        sections = self.shipped.items()
+        found = {
+            f"{name}.{key}": text.strip() for name, keys in sections for key, text in keys.items()
+        }
         self.assertEqual(found, wanted)
-        self.assertEqual([(section, *keys) for section, keys in found.items()],
-                         [(section, *keys) for section, keys in wanted.items()])
+
+    def test_the_order_is_that_of_the_table_with_the_hooks_of_a_step_last(self) -> None:
+        self.assertEqual(list(self.shipped), list(deploy.SECTIONS))
+        for section, keys in self.shipped.items():
+            described = [each.name for each in dataclasses.fields(deploy.SECTIONS[section])]
+            if issubclass(deploy.SECTIONS[section], deploy.Step):
+                described = [*described[2:], *described[:2]]
+                self.assertEqual(described[-2:], ["before", "after"])
+            self.assertEqual(list(keys), described)
 
     def test_it_reads_well(self) -> None:
         lines = self.text.splitlines()
@@ -263,13 +325,11 @@ class ShippedTest(unittest.TestCase):
             self.assertEqual(line, line.rstrip(), f"line {at}")
 
     def test_every_key_but_hooks_is_explained(self) -> None:
-        """There is a comment above it, or above the line before it."""
+        """There is a comment above it; `branch` has the one above the line before it."""
         above = ""
-        explained = True
         for line in self.text.splitlines():
-            if line.startswith("["):
-                explained = False
-            elif found := re.match(r"(\w+) *=", line):
-                explained = above.startswith("#") or (explained and found[1] in ("branch", "before", "after"))
-                self.assertTrue(explained or found[1] in ("before", "after"), line)
+            found = re.match(r"(\w+) *=", line)
+            if found and found[1] not in ("branch", "before"):
+                hook = found[1] == "after" and above.startswith("before")
+                self.assertTrue(hook or above.startswith("# "), line)
             above = line

@@ -2,22 +2,23 @@
 
 systemd, nginx and sudo are played here by a function; tests/server runs the real ones.
 """
+
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import re
 import shutil
 import subprocess
 import tempfile
 import unittest
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import deploy
+from tests.speaking import speaking
 
 PROJECT = Path(deploy.__file__).parent
 OLD_UNIT = "[Service]\nExecStart=/somewhere/gunicorn\n"
@@ -33,7 +34,12 @@ class SetupTest(unittest.TestCase):
         self.root = Path(tempfile.mkdtemp(prefix="setup-"))
         self.addCleanup(shutil.rmtree, self.root)
         self.etc, self.checkout = self.root / "etc", self.root / "home" / "gforms"
-        for folder in ("systemd/system", "nginx/sites-available", "nginx/sites-enabled", "sudoers.d"):
+        for folder in (
+            "systemd/system",
+            "nginx/sites-available",
+            "nginx/sites-enabled",
+            "sudoers.d",
+        ):
             (self.etc / folder).mkdir(parents=True)
         self.nginx = self.etc / "nginx"
         (self.nginx / "nginx.conf").write_text(NGINX.replace("/etc", str(self.etc)))
@@ -47,11 +53,18 @@ class SetupTest(unittest.TestCase):
         self.env("ALLOWED_HOSTS=gforms.example.com,www.example.com\n")
         self.commands, self.changed = list[str](), ""
         self.active, self.enabled = set[str](), set[str]()
-        self.loaded, self.groups = "", "adm docker"  # the units that systemd knows, the user's groups
+        self.loaded, self.groups = (
+            "",
+            "adm docker",
+        )  # the units that systemd knows, the user's groups
         self.failing = 0  # the number of the command that fails, of those that are not questions
         self.installed = {*deploy.PACKAGES}
-        etc = {"UNITS": self.etc / "systemd/system", "NGINX": self.nginx, "SUDOERS": self.etc / "sudoers.d",
-               "ENABLED": self.nginx / "sites-enabled"}
+        etc = {
+            "UNITS": self.etc / "systemd/system",
+            "NGINX": self.nginx,
+            "SUDOERS": self.etc / "sudoers.d",
+            "ENABLED": self.nginx / "sites-enabled",
+        }
         for name, path in etc.items():
             self.enterContext(mock.patch.object(deploy, name, path))
         self.enterContext(mock.patch("os.geteuid", return_value=0))
@@ -75,7 +88,11 @@ class SetupTest(unittest.TestCase):
     def play(self, argv: Sequence[str], folder: Path, *_: object, **__: object) -> str:
         """Play systemd, apt and git, and fail where this must; files are really moved."""
         failed = deploy.CommandFailed(argv, folder, "ended with status 1", [])
-        if not re.match("is-|version|-nG", argv[-2]) and argv[1:2] != ("compose",) and "is-" not in argv[1]:
+        if (
+            not re.match("is-|version|-nG", argv[-2])
+            and argv[1:2] != ("compose",)
+            and "is-" not in argv[1]
+        ):
             self.commands.append(" ".join(argv))
             if len(self.commands) == self.failing:
                 raise failed
@@ -91,37 +108,59 @@ class SetupTest(unittest.TestCase):
             self.active -= units if argv[1] == "stop" else set()
             self.enabled |= units if argv[1] == "enable" else set()
             self.enabled -= units if argv[1] == "disable" else set()
-        elif argv[0] in ("mv", "ln", "rm", "chmod") and subprocess.call(argv, stderr=subprocess.DEVNULL):
+        elif argv[0] in ("mv", "ln", "rm", "chmod") and subprocess.call(
+            argv, stderr=subprocess.DEVNULL
+        ):
             raise failed
         return {"id": self.groups}.get(argv[0], self.changed if "status" in argv else "0123456")
 
     def load(self) -> None:
         """Have systemd read its units."""
         units = sorted((self.etc / "systemd/system").iterdir())
-        self.loaded = "".join(unit.read_text() for unit in units if unit.suffix in (".service", ".socket"))
+        self.loaded = "".join(
+            unit.read_text() for unit in units if unit.suffix in (".service", ".socket")
+        )
 
     def set_up(self, *options: str) -> str:
         """What `setup` says."""
-        said = io.StringIO()
-        arguments = deploy.parse_arguments(["-c", str(self.checkout / "deploy.ini"), "setup", *options])
-        setup = deploy.Setup(arguments, deploy.Output())
-        setup.user, setup.group = "ubuntu", "staff"
-        with (mock.patch.object(setup.runner, "run", self.play), contextlib.redirect_stdout(said),
-              mock.patch("shutil.which", self.which)):
+        flags = {option.strip("-").replace("-", "_"): True for option in options}
+        with speaking() as said, self.playing() as site:
             self.commands.clear()
-            self.assertEqual(deploy.setup_command(setup), 0)
+            self.assertEqual(deploy.setup(site, **flags), 0)
         return said.getvalue()
+
+    @contextlib.contextmanager
+    def playing(self, user: str = "ubuntu") -> Iterator[deploy.Site]:
+        """The site, whose commands are played, and whose checkout is this user's."""
+        site = deploy.Site(self.checkout / "deploy.ini")
+        owner, group = mock.Mock(pw_name=user, pw_gid=50), mock.Mock(gr_name="staff")
+        with (
+            mock.patch.object(site.commands, "run", self.play),
+            mock.patch("shutil.which", self.which),
+            mock.patch("pwd.getpwuid", return_value=owner),
+            mock.patch("grp.getgrgid", return_value=group),
+        ):
+            yield site
 
     def which(self, name: str, path: str = "") -> str | None:
         """The program of this name, if it is installed on the server that is played."""
         return f"/usr/bin/{name}" if name in self.installed else None
 
     def state(self) -> dict[str, str]:
-        """Every file and link of /etc and its rights, the rights of the folders, and what systemd knows."""
-        found = {"active": " ".join(sorted(self.active)), "enabled": " ".join(sorted(self.enabled)),
-                 "loaded": self.loaded}
+        """Every file, folder and link of /etc with its rights, and what systemd knows."""
+        found = {
+            "active": " ".join(sorted(self.active)),
+            "enabled": " ".join(sorted(self.enabled)),
+            "loaded": self.loaded,
+        }
         for path in sorted(self.root.rglob("*")):
-            text = os.readlink(path) if path.is_symlink() else path.read_text() if path.is_file() else ""
+            text = (
+                os.readlink(path)
+                if path.is_symlink()
+                else path.read_text()
+                if path.is_file()
+                else ""
+            )
             found[str(path)] = f"{path.lstat().st_mode:o} {text}"
         return found
 
@@ -132,12 +171,32 @@ class SetupTest(unittest.TestCase):
 class NewServerTest(SetupTest):
     def test_units(self) -> None:
         self.set_up()
-        for name in ("gunicorn.service", "gunicorn-standby.service", "gunicorn.socket"):
-            shipped = (PROJECT / "systemd" / name).read_text().replace("/home/ubuntu/gforms", str(self.checkout))
+        for name in ("gunicorn.service", "gunicorn.socket"):
+            shipped = (
+                (PROJECT / "systemd" / name)
+                .read_text()
+                .replace("/home/ubuntu/gforms", str(self.checkout))
+            )
             wanted = shipped.replace("Group=ubuntu", "Group=staff")
             self.assertEqual((self.etc / "systemd/system" / name).read_text(), wanted)
+        placed = self.etc / "systemd/system"
+        service, standby = (
+            (placed / name).read_text() for name in ("gunicorn.service", "gunicorn-standby.service")
+        )
+        standby = standby.replace(", stand-by during a restart", "")
+        self.assertEqual(service.removeprefix(standby), "[Install]\nWantedBy=multi-user.target\n")
+        self.assertNotEqual(service, standby)
         self.assertEqual(self.enabled, {"gunicorn", "gunicorn.socket"})
         self.assertEqual(self.active, {"gunicorn.socket"})
+
+    def test_a_unit_with_other_words_in_another_order(self) -> None:
+        """Its stand-by differs in what it says of itself, and in that no boot starts it."""
+        unit, start = "[Unit]\nDescription=our site{}\n", "[Service]\nExecStart=/x a:application\n"
+        install = "[Install]\nWantedBy=multi-user.target\n"
+        (self.checkout / "systemd/gunicorn.service").write_text(unit.format("") + install + start)
+        self.set_up()
+        standby = (self.etc / "systemd/system/gunicorn-standby.service").read_text()
+        self.assertEqual(standby, unit.format(", stand-by during a restart") + start)
 
     def test_site(self) -> None:
         self.set_up()
@@ -171,11 +230,16 @@ class NewServerTest(SetupTest):
 
     def test_rights(self) -> None:
         (self.checkout / "deploy.ini").write_text(
-            "[restart]\ncommand =\n    sudo -n systemctl restart a=b*\n    true\n    sudo -n systemctl\nproxy =\n")
+            "[restart]\ncommand =\n    sudo -n systemctl restart a=b*\n    true\n"
+            "    sudo -n systemctl\nproxy =\n"
+        )
         self.installed.add("systemctl")
         self.set_up()
         file = self.etc / "sudoers.d/gforms-deploy"
-        rights = [f"ubuntu ALL=(root) NOPASSWD: /usr/bin/systemctl {words}" for words in ("restart a\\=b\\*", '""')]
+        rights = [
+            f"ubuntu ALL=(root) NOPASSWD: /usr/bin/systemctl {words}"
+            for words in ("restart a\\=b\\*", '""')
+        ]
         self.assertEqual(file.read_text().splitlines()[1:], rights)
         self.assertEqual(file.stat().st_mode & 0o777, 0o440)
 
@@ -186,7 +250,10 @@ class NewServerTest(SetupTest):
             self.assertTrue(folder.stat().st_mode & 0o001, folder)
 
     def test_a_second_time(self) -> None:
-        self.assertRegex(self.set_up(), r"(?m)^setup    \d+ changes made; next: log in again, then python3 deploy.py$")
+        self.assertRegex(
+            self.set_up(),
+            r"(?m)^setup    \d+ changes made; next: log in again, then python3 deploy.py$",
+        )
         before = self.state()
         self.assertEqual(self.set_up(), "setup    nothing to change\n")
         self.assertEqual(self.state(), before)
@@ -196,14 +263,22 @@ class NewServerTest(SetupTest):
         unit = self.etc / "systemd/system/gunicorn.service"
         unit.write_text("edited by hand")
         self.set_up()
-        kept = [path.read_text() for path in unit.parent.iterdir() if path.name.startswith(f"{unit.name}.")]
+        kept = [
+            path.read_text()
+            for path in unit.parent.iterdir()
+            if path.name.startswith(f"{unit.name}.")
+        ]
         self.assertEqual(kept, ["edited by hand"])
 
     def test_a_dry_run(self) -> None:
         before = self.state()
         said = self.set_up("--dry-run")
         self.assertEqual(self.state(), before)
-        for line in ("+ListenStream=127.0.0.1:8000", "$ systemctl start gunicorn.socket", "changes would be made"):
+        for line in (
+            "+ListenStream=127.0.0.1:8000",
+            "$ systemctl start gunicorn.socket",
+            "changes would be made",
+        ):
             self.assertIn(line, said)
         self.assertEqual(said.count("setup    write "), 5, said)
 
@@ -212,8 +287,10 @@ class NewServerTest(SetupTest):
         self.assertFalse((self.etc / "systemd/system/gforms-deploy.timer").exists())
         self.set_up("--timer")
         self.assertIn("gforms-deploy.timer", self.enabled)
-        self.assertIn(f"WorkingDirectory={self.checkout}\n",
-                      (self.etc / "systemd/system/gforms-deploy.service").read_text())
+        self.assertIn(
+            f"WorkingDirectory={self.checkout}\n",
+            (self.etc / "systemd/system/gforms-deploy.service").read_text(),
+        )
         self.assertEqual(self.set_up(), "setup    nothing to change\n")
 
     def test_what_certbot_wrote_is_left_alone(self) -> None:
@@ -221,17 +298,22 @@ class NewServerTest(SetupTest):
         site = self.nginx / "sites-available/gforms.conf"
         site.write_text(f"{OLD_SITE} # managed by Certbot\n")
         before = self.state()
-        self.assertRegex(self.set_up(), r"managed by Certbot: nginx is left as it is\n.*nothing to change")
+        self.assertRegex(
+            self.set_up(), r"managed by Certbot: nginx is left as it is\n.*nothing to change"
+        )
         self.assertEqual(self.state(), before)
 
     def test_a_checkout_of_root(self) -> None:
-        for user, words in (("root", "must belong to the user who deploys"), ("ubuntu", "names no host")):
+        for user, words in (
+            ("root", "must belong to the user who deploys"),
+            ("ubuntu", "names no host"),
+        ):
             self.env("ALLOWED_HOSTS=*\n")
-            arguments = deploy.parse_arguments(["-c", str(self.checkout / "deploy.ini"), "setup"])
-            setup = deploy.Setup(arguments, deploy.Output())
-            setup.user = user
-            with self.assertRaisesRegex(deploy.Failure, words):
-                deploy.setup_command(setup)
+            with (
+                self.playing(user) as site,
+                self.assertRaisesRegex(deploy.Failure, words),
+            ):
+                deploy.setup(site)
 
 
 class TakeoverTest(SetupTest):
@@ -241,10 +323,19 @@ class TakeoverTest(SetupTest):
 
     def test_it_goes_on_behind_the_socket_and_becomes_a_release(self) -> None:
         self.set_up()
-        order = [self.commands.index(each) for each in self.commands if re.search(
-            r"^systemctl (stop gunicorn.socket gunicorn|start)|deploy 0123456$|reload-or-restart nginx$", each)]
-        self.assertEqual([self.commands[at].split()[-1] for at in order],
-                         ["gunicorn", "gunicorn.socket", "gunicorn", "0123456", "nginx"])
+        order = [
+            self.commands.index(each)
+            for each in self.commands
+            if re.search(
+                r"^systemctl (stop gunicorn.socket gunicorn|start)|deploy 0123456$"
+                r"|reload-or-restart nginx$",
+                each,
+            )
+        ]
+        self.assertEqual(
+            [self.commands[at].split()[-1] for at in order],
+            ["gunicorn", "gunicorn.socket", "gunicorn", "0123456", "nginx"],
+        )
         self.assertIn("sudo -Hu ubuntu -- ", self.commands[order[3]])
         self.assertEqual(self.sites(), ["gforms.conf", "other"])
 

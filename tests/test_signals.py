@@ -1,4 +1,5 @@
 """Ended by a signal: what was live before still is, and nothing runs on."""
+
 from __future__ import annotations
 
 import os
@@ -20,7 +21,13 @@ class SignalTest(LabTest):
         return self.lab.end(process)
 
     def assert_interrupted(self, run: Run, number: signal.Signals) -> None:
-        self.assert_failed(run, f"ended by {number.name}", "deploy again", status=128 + number, result="interrupted")
+        self.assert_failed(
+            run,
+            f"ended by {number.name}",
+            "deploy again",
+            status=128 + number,
+            result="interrupted",
+        )
 
 
 class BeforeTheSwitch(SignalTest):
@@ -39,7 +46,9 @@ class BeforeTheSwitch(SignalTest):
 
     def test_the_next_run_needs_no_hand(self) -> None:
         self.lab.script("services", "exec block services")
-        self.assert_interrupted(self.send(self.lab.blocked("services"), signal.SIGINT), signal.SIGINT)
+        self.assert_interrupted(
+            self.send(self.lab.blocked("services"), signal.SIGINT), signal.SIGINT
+        )
         self.lab.script("services", "")
         run = self.lab.deploy()
         self.assert_deployed(run, "two")
@@ -47,7 +56,9 @@ class BeforeTheSwitch(SignalTest):
 
     def test_while_the_candidate_is_asked(self) -> None:
         (self.lab.root / "hold").write_text("candidate")
-        self.assert_interrupted(self.send(self.lab.blocked("candidate"), signal.SIGTERM), signal.SIGTERM)
+        self.assert_interrupted(
+            self.send(self.lab.blocked("candidate"), signal.SIGTERM), signal.SIGTERM
+        )
 
     def test_in_the_middle_of_the_fast_forward(self) -> None:
         self.lab.block_git("merge")

@@ -1,4 +1,5 @@
-"""Each step and the health check made to fail: what is live, the exit status, the sentence, what is left."""
+"""Each step and the health check made to fail: what is live, the status, the sentence, what is left."""
+
 from __future__ import annotations
 
 import subprocess
@@ -19,15 +20,6 @@ if not os.path.exists(died):
 """
 
 
-class Proof(LabTest):
-    def test_a_candidate_that_met_half_of_its_static_files_has_a_second_chance(self) -> None:
-        self.lab.first("gunicorn", DIES_ONCE)
-        self.lab.script("during-collectstatic", "while [ ! -e $LAB/died ]; do sleep 0.05; done")
-        self.lab.push({"app": "two", "migrations": "app.0001_first\napp.0002_second\n"})
-        self.assert_deployed(self.lab.deploy(), "two")
-        self.assertIn("half of a file", self.lab.log())
-
-
 class BeforeTheSwitch(LabTest):
     """What is live is not even touched."""
 
@@ -44,7 +36,9 @@ class BeforeTheSwitch(LabTest):
         self.lab.env("GOOD=1\nexport BAD=1\n")
         with self.nothing_touched():
             run = self.lab.deploy()
-        self.assert_sentence(run, 78, [".env has 1 mistake", "nothing was touched", "mend the lines named above"])
+        self.assert_sentence(
+            run, 78, [".env has 1 mistake", "nothing was touched", "mend the lines named above"]
+        )
         self.assertIn(".env, line 2: ", run.stdout)
         self.assert_live("one")
         self.assertEqual(self.lab.results(), ["live"])
@@ -53,7 +47,9 @@ class BeforeTheSwitch(LabTest):
         self.lab.push({"Pipfile": "# another", "Pipfile.lock": '{"_meta": {}}'})
         self.lab.script("pipenv", '[ "$1" = verify ] || { echo no such package; exit 3; }')
         run = self.lab.deploy()
-        self.assert_failed(run, "install", "`pipenv install --deploy` ended with status 3", "mend", "deploy again")
+        self.assert_failed(
+            run, "install", "`pipenv install --deploy` ended with status 3", "mend", "deploy again"
+        )
         self.assertIn("| no such package", run.stdout)
 
     def test_install_of_a_stale_lock(self) -> None:
@@ -86,37 +82,55 @@ class BeforeTheSwitch(LabTest):
     def test_services_past_their_time_limit(self) -> None:
         self.lab.setting("services", "timeout", "0.2")
         self.lab.script("services", "block services & block services")
-        self.assert_failed(self.lab.deploy(), "`services up` was ended after its time limit of 0.2 s")
+        self.assert_failed(
+            self.lab.deploy(), "`services up` was ended after its time limit of 0.2 s"
+        )
 
     def test_static(self) -> None:
         self.lab.push({"static": "broken"})
         run = self.lab.deploy()
-        self.assert_failed(run, "static", "`python manage.py collectstatic --noinput` ended with status 1")
+        self.assert_failed(
+            run, "static", "`python manage.py collectstatic --noinput` ended with status 1"
+        )
         self.assertIn("| the static files are broken", run.stdout)
 
     def test_migrate_in_the_middle(self) -> None:
-        self.lab.push({"migrations": "app.0001_first\napp.0002_good\napp.0003_bad\napp.0004_good\n"})
+        self.lab.push(
+            {"migrations": "app.0001_first\napp.0002_good\napp.0003_bad\napp.0004_good\n"}
+        )
         run = self.lab.deploy()
         backup = max((self.lab.workspace / "backups").iterdir())
-        self.assert_failed(run, "migrate", "; migrations applied: app.0002_good; not applied: app.0003_bad, "
-                           "app.0004_good; the schema stays as it is; the database before it all comes back with: "
-                           f"python3 deploy.py restore {backup} --yes;")
-        self.assertEqual((self.lab.root / "database").read_text().split(), ["app.0001_first", "app.0002_good"])
+        self.assert_failed(
+            run,
+            "migrate",
+            "; migrations applied: app.0002_good; not applied: app.0003_bad, "
+            "app.0004_good; the schema stays as it is; the database before it all comes back with: "
+            f"python3 deploy.py restore {backup} --yes;",
+        )
+        self.assertEqual(
+            (self.lab.root / "database").read_text().split(), ["app.0001_first", "app.0002_good"]
+        )
         self.assertEqual(backup.read_text(), "the whole database\n")
 
     def test_migrate_at_the_first(self) -> None:
         self.lab.push({"migrations": "app.0001_first\napp.0002_bad\n"})
-        self.assert_failed(self.lab.deploy(), "migrations applied: none; not applied: app.0002_bad;")
+        self.assert_failed(
+            self.lab.deploy(), "migrations applied: none; not applied: app.0002_bad;"
+        )
 
     def test_the_plan(self) -> None:
         self.lab.script("during-plan", "echo no database; exit 1")
         run = self.lab.deploy()
-        self.assert_failed(run, "migrate", "`python manage.py shell --verbosity 0` ended with status 1")
+        self.assert_failed(
+            run, "migrate", "`python manage.py shell --verbosity 0` ended with status 1"
+        )
         self.assertIn("| no database", run.stdout)
 
     def assert_not_migrated(self) -> None:
         self.assertEqual((self.lab.root / "database").read_text(), "app.0001_first")
-        self.assertEqual(len(list((self.lab.workspace / "backups").iterdir())), 1, "half a backup is left")
+        self.assertEqual(
+            len(list((self.lab.workspace / "backups").iterdir())), 1, "half a backup is left"
+        )
 
     def test_the_backup(self) -> None:
         self.lab.push({"migrations": "app.0001_first\napp.0002_good\n"})
@@ -129,38 +143,57 @@ class BeforeTheSwitch(LabTest):
     def test_the_backup_is_empty(self) -> None:
         self.lab.push({"migrations": "app.0001_first\napp.0002_good\n"})
         self.lab.setting("backup", "command", "true")
-        self.assert_failed(self.lab.deploy(), "migrate", "the backup is empty", "mend [backup] command")
+        self.assert_failed(
+            self.lab.deploy(), "migrate", "the backup is empty", "mend [backup] command"
+        )
         self.assert_not_migrated()
 
     def test_a_candidate_that_cannot_boot_never_touches_the_database(self) -> None:
         self.lab.push({"boot": "broken", "migrations": "app.0001_first\napp.0002_good\n"})
         run = self.lab.deploy()
-        self.assert_failed(run, "migrate", "the candidate was not proven: it does not start", "mend it and push")
+        self.assert_failed(
+            run, "migrate", "the candidate was not proven: it does not start", "mend it and push"
+        )
         self.assertIn("| ImportError: cannot import the application", run.stdout)
         self.assert_not_migrated()
 
     def test_a_candidate_that_cannot_boot(self) -> None:
         self.lab.push({"boot": "broken"})
-        self.assert_failed(self.lab.deploy(), "restart", "the candidate was not proven: it does not start")
+        self.assert_failed(
+            self.lab.deploy(), "restart", "the candidate was not proven: it does not start"
+        )
 
-    def test_one_that_began_after_its_static_files_has_no_second_chance(self) -> None:
+    def test_one_that_dies_is_not_tried_again(self) -> None:
         self.lab.setting("deploy", "steps", "env pull install services migrate restart")
         self.lab.first("gunicorn", DIES_ONCE)
-        self.assert_failed(self.lab.deploy(), "restart", "the candidate was not proven: it does not start")
+        self.assert_failed(
+            self.lab.deploy(), "restart", "the candidate was not proven: it does not start"
+        )
 
     def test_a_candidate_that_boots_for_ever(self) -> None:
         self.lab.setting("restart", "timeout", "0.3")
         self.lab.script("gunicorn", "exec block candidate")
-        self.assert_failed(self.lab.deploy(), "restart", "the candidate was not proven: it has not started after 0.3 s")
+        self.assert_failed(
+            self.lab.deploy(),
+            "restart",
+            "the candidate was not proven: it has not started after 0.3 s",
+        )
 
     def test_a_candidate_that_answers_500(self) -> None:
         self.lab.push({"health": "500"})
-        self.assert_failed(self.lab.deploy(), "restart", "the candidate was not proven: 500 Internal Server Error",
-                           "on the private socket, expected 200", "mend it and push")
+        self.assert_failed(
+            self.lab.deploy(),
+            "restart",
+            "the candidate was not proven: 500 Internal Server Error",
+            "on the private socket, expected 200",
+            "mend it and push",
+        )
 
     def test_a_candidate_without_the_text(self) -> None:
         self.lab.setting("health", "contains", "one")
-        self.assert_failed(self.lab.deploy(), "the candidate was not proven: 200 OK", "without the text 'one'")
+        self.assert_failed(
+            self.lab.deploy(), "the candidate was not proven: 200 OK", "without the text 'one'"
+        )
 
     def test_a_candidate_that_never_answers(self) -> None:
         self.lab.setting("health", "timeout", "0.3")
@@ -180,7 +213,9 @@ class AfterTheSwitch(LabTest):
 
     def test_a_restart_that_fails(self) -> None:
         self.lab.first("restart", "grep -qx one $LAB/checkout/.deploy/current/app || exit 5")
-        self.assert_failed(self.lab.deploy(), "restart", "`restart` ended with status 5", "deploy again")
+        self.assert_failed(
+            self.lab.deploy(), "restart", "`restart` ended with status 5", "deploy again"
+        )
 
     def test_a_restart_that_fails_every_time_and_leaves_the_old_release_running(self) -> None:
         self.lab.script("restart", "exit 5")
@@ -189,16 +224,30 @@ class AfterTheSwitch(LabTest):
     def test_a_site_that_is_not_healthy(self) -> None:
         self.sick("two")
         run = self.lab.deploy()
-        self.assert_failed(run, "the site is not healthy: 500 Internal Server Error for http://127.0.0.1", "mend it")
+        self.assert_failed(
+            run,
+            "the site is not healthy: 500 Internal Server Error for http://127.0.0.1",
+            "mend it",
+        )
         self.assertIn(f"going back to {self.lab.linked('current')}", run.stdout)
 
     def test_a_restart_that_leaves_the_old_release_running(self) -> None:
         release = (self.lab.workspace / "current").resolve()
+        self.lab.setting("restart", "process", "gunicorn")
         self.lab.script("restart", ":")
-        with subprocess.Popen([sys.executable, "-c", "input()", "gunicorn"], cwd=release, stdin=subprocess.PIPE) as old:
+        with subprocess.Popen(
+            [sys.executable, "-c", "input()", "gunicorn"], cwd=release, stdin=subprocess.PIPE
+        ) as old:
             run = self.lab.deploy()
             old.communicate(b"\n")
         self.assert_failed(run, f"gunicorn runs in {release}, not in ", "its service must run in")
+
+    def test_a_program_that_cannot_be_seen(self) -> None:
+        """Whose answers they are is unknown then: exit 0 would not be the truth."""
+        self.lab.setting("restart", "process", "gunicorn")
+        run = self.lab.deploy()
+        self.assert_sentence(run, 3, ["gunicorn runs in no folder that can be seen, not in "])
+        self.assert_live("one")
 
     def test_the_previous_release_is_what_it_was(self) -> None:
         self.sick("three", "four")
@@ -246,7 +295,10 @@ class FirstDeploymentFails(LabTest):
         self.lab.push({"static": "broken"})
         run = self.lab.deploy()
         self.assert_sentence(run, 1, ["no release is live yet"])
-        self.assertEqual((self.lab.linked("current"), self.lab.releases(), self.lab.results()), ("", [], ["failed"]))
+        self.assertEqual(
+            (self.lab.linked("current"), self.lab.releases(), self.lab.results()),
+            ("", [], ["failed"]),
+        )
 
     def test_after_the_switch_a_human_is_needed(self) -> None:
         (self.lab.root / "sick").write_text("one")

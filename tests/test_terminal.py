@@ -1,4 +1,5 @@
-"""A terminal shows one line a step, redrawn in place, and what changed; a pipe gets the same words undecorated."""
+"""A terminal shows a line a step, redrawn in place, and what changed; a pipe the same words, plain."""
+
 from __future__ import annotations
 
 import json
@@ -11,8 +12,22 @@ from tests.lab import PROJECT, LabTest
 from tests.terminal import Terminal, columns
 
 README = (PROJECT / "README.md").read_text()
-FIELDS = ["release", "revision", "subject", "command", "by", "started", "ended", "seconds", "steps", "result",
-          "message", "state", "live", "inputs"]
+FIELDS = [
+    "release",
+    "revision",
+    "subject",
+    "command",
+    "by",
+    "started",
+    "ended",
+    "seconds",
+    "steps",
+    "result",
+    "message",
+    "state",
+    "live",
+    "inputs",
+]
 SECRET = "hunter2 hunter2"
 STEP = r"^[✓✗] (\w+) +\d+\.\d s  "
 
@@ -35,8 +50,14 @@ class TerminalTest(LabTest):
         return [found[1] for line in terminal.screen() if (found := re.match(STEP, line))]
 
     def test_one_line_a_step_and_then_what_changed(self) -> None:
-        self.lab.push({"app": "two", "Pipfile.lock": lock(django="5.2"),
-                       "migrations": "app.0001_first\napp.0002_second\n"}, "says two")
+        self.lab.push(
+            {
+                "app": "two",
+                "Pipfile.lock": lock(django="5.2"),
+                "migrations": "app.0001_first\napp.0002_second\n",
+            },
+            "says two",
+        )
         self.lab.script("services", "echo working")
         terminal = self.terminal()
         self.assertEqual(terminal.status, 0, terminal.raw)
@@ -44,20 +65,32 @@ class TerminalTest(LabTest):
         self.assertEqual(self.steps(terminal), list(deploy.STEP_NAMES))
         self.assertRegex(screen[1], "says two$")
         self.assertEqual([line[:5] for line in screen if re.match(r"\w+ +[|$] ", line)], [])
-        self.assertEqual([re.sub(r"\b[0-9a-f]{7,}\b", "HASH", line) for line in screen[7:-1]], [
-            "deploy   commit HASH says two", "deploy   migration app.0002_second",
-            "deploy   package django: none -> 5.2"])
-        self.assertRegex(screen[-1], r"is live and healthy; it took \d+\.\d s; see http://127\.0\.0\.1:\d+/$")
+        self.assertEqual(
+            [re.sub(r"\b[0-9a-f]{7,}\b", "HASH", line) for line in screen[7:-1]],
+            [
+                "deploy   commit HASH says two",
+                "deploy   migration app.0002_second",
+                "deploy   package django: none -> 5.2",
+            ],
+        )
+        self.assertRegex(
+            screen[-1], r"is live and healthy; it took \d+\.\d s; see http://127\.0\.0\.1:\d+/$"
+        )
         self.assert_live("two")
 
-    def test_while_a_step_runs_its_line_says_what_it_does_and_how_long_that_usually_takes(self) -> None:
+    def test_while_a_step_runs_its_line_says_what_it_does_and_how_long_that_usually_takes(
+        self,
+    ) -> None:
         self.lab.script("services", "echo working; block services")
         terminal = Terminal(self.lab)
         terminal.await_text("| working")
         terminal.await_text("━")
         self.lab.unblock("services")
         self.assertEqual(terminal.end(), 0)
-        self.assertRegex("\n".join(terminal.frames()), r"  services +\d\.\d s  ━{10} usually \d+\.\d s  \| working")
+        self.assertRegex(
+            "\n".join(terminal.frames()),
+            r"  services +\d\.\d s  ━{10} usually \d+\.\d s  \| working",
+        )
         self.assertNotIn("working", "\n".join(terminal.screen()))
 
     def test_a_secret_is_in_no_line(self) -> None:
@@ -85,7 +118,9 @@ class TerminalTest(LabTest):
     def test_no_line_of_a_step_is_wider_than_the_terminal(self) -> None:
         self.lab.push({"app": "two"}, "日本語の長い件名です。これは四十桁にも六十桁にも入りません")
         for width, shown in ((40, "main is"), (60, "日本語")):
-            self.lab.script("services", "echo a line that is longer than forty columns are; block services")
+            self.lab.script(
+                "services", "echo a line that is longer than forty columns are; block services"
+            )
             terminal = Terminal(self.lab, columns=width)
             self.lab.await_blocked("services", terminal.process)
             terminal.await_text("  services ")
@@ -101,7 +136,10 @@ class TerminalTest(LabTest):
         terminal = self.terminal()
         self.assertEqual(terminal.status, 1)
         shown = "\n".join(terminal.screen())
-        self.assertEqual([f"| {line}\n" in shown for line in ("100", "180", "181", "why")], [False, False, True, True])
+        self.assertEqual(
+            [f"| {line}\n" in shown for line in ("100", "180", "181", "why")],
+            [False, False, True, True],
+        )
         self.assertRegex(shown, r"(?m)^✗ services ")
         self.assertRegex(terminal.screen()[-1], r"^services FAILED: .*is live and healthy; ")
         self.assertIn("| 100", self.lab.log())
@@ -148,20 +186,35 @@ class Changes(LabTest):
     def test_commits_are_counted_when_there_are_many(self) -> None:
         for number in range(13):
             self.lab.push({}, f"change {number}")
-        self.assertEqual(self.changes(), [*(f"commit HASH change {12 - each}" for each in range(10)), "and 3 more"])
+        self.assertEqual(
+            self.changes(),
+            [*(f"commit HASH change {12 - each}" for each in range(10)), "and 3 more"],
+        )
 
     def test_packages(self) -> None:
         self.lab.push({"Pipfile.lock": lock(a="1", b="1", c="1")}, "some")
-        self.assertEqual(self.changes(), ["commit HASH some", *(f"package {each}: none -> 1" for each in "abc")])
+        self.assertEqual(
+            self.changes(), ["commit HASH some", *(f"package {each}: none -> 1" for each in "abc")]
+        )
         self.lab.push({"Pipfile.lock": lock(a="1", b="2", d="1")}, "others")
-        self.assertEqual(self.changes(), ["commit HASH others", "package b: 1 -> 2", "package c: 1 -> none",
-                                          "package d: none -> 1"])
+        self.assertEqual(
+            self.changes(),
+            [
+                "commit HASH others",
+                "package b: 1 -> 2",
+                "package c: 1 -> none",
+                "package d: none -> 1",
+            ],
+        )
 
     def test_a_rollback_takes_back(self) -> None:
         self.lab.push({"app": "two", "Pipfile.lock": lock(a="1")}, "says two")
         self.changes()
         self.lab.tick()
-        self.assertEqual(self.changes("rollback")[1:], ["commit taken back HASH says two", "package a: 1 -> none"])
+        self.assertEqual(
+            self.changes("rollback")[1:],
+            ["commit taken back HASH says two", "package a: 1 -> none"],
+        )
 
     def test_against_what_was_live_not_what_failed(self) -> None:
         self.lab.push({"app": "two", "health": "500"}, "bad")
@@ -181,7 +234,9 @@ class History(LabTest):
     deployed = ("one", "two")
 
     def test_a_terminal_gets_a_table_as_wide_as_it_is(self) -> None:
-        self.lab.push({"app": "three", "health": "500"}, "says three, and is very, very, very ill indeed")
+        self.lab.push(
+            {"app": "three", "health": "500"}, "says three, and is very, very, very ill indeed"
+        )
         self.lab.deploy(SSH_CONNECTION="192.0.2.7 1 192.0.2.8 22")
         self.lab.tick()
         self.lab.deploy("rollback")
@@ -192,8 +247,11 @@ class History(LabTest):
             self.assertEqual(len(lines), 4)
             self.assertLess(max(map(columns, lines)), width)
         entry = self.lab.history()[2]
-        self.assertRegex(lines[2], rf"^{entry['started']}  failed       {entry['revision'][:7]}  +\d+\.\d s  ssh       "
-                                   r"[eipsSmr]{14,} +says three")
+        self.assertRegex(
+            lines[2],
+            rf"^{entry['started']}  failed       {entry['revision'][:7]}  +\d+\.\d s  ssh       "
+            r"[eipsSmr]{14,} +says three",
+        )
         self.assertRegex(lines[3], r"^\w+  rollback     \w{7} .* s  \S+ +r{14,}  says one$")
 
     def test_a_pipe_gets_it_plain_and_uncut(self) -> None:
@@ -201,7 +259,9 @@ class History(LabTest):
         self.lab.push({"app": "three"}, subject.strip())
         self.lab.deploy()
         run = self.lab.deploy("history", COLUMNS="40")
-        self.assertRegex(run.stdout.splitlines()[-1], rf"{subject.strip()}  \(env \d.* restart \d+\.\d\)$")
+        self.assertRegex(
+            run.stdout.splitlines()[-1], rf"{subject.strip()}  \(env \d.* restart \d+\.\d\)$"
+        )
         self.assertNotIn("\x1b", run.stdout)
 
     def test_the_fields_for_programs_are_those_of_the_readme(self) -> None:
@@ -215,13 +275,22 @@ class History(LabTest):
     def test_a_failed_step_has_its_time(self) -> None:
         self.lab.script("services", "exit 1")
         self.lab.deploy()
-        self.assertEqual(list(self.lab.history()[-1]["steps"]), ["env", "pull", "install", "services"])
+        self.assertEqual(
+            list(self.lab.history()[-1]["steps"]), ["env", "pull", "install", "services"]
+        )
 
 
 class Closed(LabTest):
     def test_a_closed_stdout_changes_nothing(self) -> None:
         self.lab.push({"app": "two"})
-        run = subprocess.run(["sh", "-c", f"exec {sys.executable} -S deploy.py >&-"], cwd=self.lab.checkout, text=True,
-                             env=self.lab.environment(), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+        run = subprocess.run(
+            ["sh", "-c", f"exec {sys.executable} -S deploy.py >&-"],
+            cwd=self.lab.checkout,
+            text=True,
+            env=self.lab.environment(),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
         self.assertEqual((run.returncode, run.stderr), (0, ""))
         self.assert_live("two")

@@ -1,4 +1,5 @@
 """One deployment at a time, with a lock that cannot go stale and that says who holds it."""
+
 from __future__ import annotations
 
 import os
@@ -23,8 +24,16 @@ class TwoAtOnce(LabTest):
         with self.nothing_touched():
             for arguments in ([], ["rollback"], ["--if-changed"]):
                 run = self.lab.deploy(*arguments)
-                self.assert_sentence(run, 75, ["another run holds the lock: deploy by ", f"(process {self.holder.pid})",
-                                               "at services", "--wait"])
+                self.assert_sentence(
+                    run,
+                    75,
+                    [
+                        "another run holds the lock: deploy by ",
+                        f"(process {self.holder.pid})",
+                        "at services",
+                        "--wait",
+                    ],
+                )
         self.end_holder()
         self.assertEqual(self.lab.results(), ["live", "live"])
 
@@ -37,7 +46,9 @@ class TwoAtOnce(LabTest):
         self.assertEqual(self.lab.results(), ["live", "live", "live"])
 
     def test_it_waits_no_longer_than_told(self) -> None:
-        self.assert_sentence(self.lab.deploy("rollback", "--wait", "0.3"), 75, ["another run holds the lock: deploy"])
+        self.assert_sentence(
+            self.lab.deploy("rollback", "--wait", "0.3"), 75, ["another run holds the lock: deploy"]
+        )
         self.end_holder()
 
     def test_reading_commands_need_no_lock(self) -> None:
@@ -48,8 +59,15 @@ class TwoAtOnce(LabTest):
 
     def test_a_command_that_outlives_a_killed_deployer_holds_the_lock(self) -> None:
         self.lab.kill(self.holder)
-        self.assert_sentence(self.lab.deploy(), 75, [
-            f"(process {self.holder.pid})", "it was killed, but a command of it still runs", "fuser -v"])
+        self.assert_sentence(
+            self.lab.deploy(),
+            75,
+            [
+                f"(process {self.holder.pid})",
+                "it was killed, but a command of it still runs",
+                "fuser -v",
+            ],
+        )
         self.lab.unblock("services")
         wait_for(lambda: not self.lab.running(), "the command has ended")
         self.assert_deployed(self.lab.deploy(), "two")
@@ -72,7 +90,7 @@ class Lock(LabTest):
         self.lab.script("services", "exit 1")
         self.assert_failed(self.lab.deploy())
         self.assert_failed(self.lab.deploy())
-        self.assertEqual((self.lab.workspace / "lock").read_bytes(), b"")
+        self.assertFalse((self.lab.workspace / "journal.json").exists())
 
     def test_it_is_free_after_a_kill_when_nothing_runs(self) -> None:
         self.lab.script("services", "block services")
@@ -83,9 +101,18 @@ class Lock(LabTest):
         self.assert_deployed(self.lab.deploy(), "one")
 
     def test_a_text_that_makes_no_sense_stops_nobody(self) -> None:
-        for text in (b"garbage\n", b'{"pid": ', b"[1, 2]", b"null", b"7", b"\0" * 100, b"\xff\xfe", b'{"pid": 1}'):
+        for text in (
+            b"garbage\n",
+            b'{"pid": ',
+            b"[1, 2]",
+            b"null",
+            b"7",
+            b"\0" * 100,
+            b"\xff\xfe",
+            b'{"pid": 1}',
+        ):
             with self.subTest(text):
-                (self.lab.workspace / "lock").write_bytes(text)
+                (self.lab.workspace / "journal.json").write_bytes(text)
                 run = self.lab.deploy("rollback", self.lab.linked("current"))
                 self.assert_status(run, 0)
 
@@ -116,4 +143,8 @@ class Lock(LabTest):
         self.assert_deployed(run, "two")
 
     def test_nobody_else_may_read_it(self) -> None:
-        self.assertEqual(os.stat(self.lab.workspace / "lock").st_mode & 0o777, 0o600)
+        self.lab.script("services", "block services")
+        process = self.lab.blocked("services")
+        self.assertEqual(os.stat(self.lab.workspace / "journal.json").st_mode & 0o777, 0o600)
+        self.lab.unblock("services")
+        self.assert_deployed(self.lab.end(process), "one")

@@ -1,4 +1,5 @@
 """A push that changes deploy.py or deploy.ini is deployed by the new version, or refused."""
+
 from __future__ import annotations
 
 from tests.lab import PROJECT, LabTest, with_setting
@@ -8,7 +9,7 @@ TOOL = (PROJECT / "deploy.py").read_text()
 
 def marked(marker: str) -> str:
     """A deploy.py that says so when it starts."""
-    return TOOL.replace("\nif __name__ ==", f"\nprint('{marker}', flush=True)\nif __name__ ==")
+    return f"{TOOL[: TOOL.rindex('if __name__ ==')]}print('{marker}', flush=True)\nraise SystemExit(main())\n"
 
 
 class SelfUpdate(LabTest):
@@ -16,7 +17,9 @@ class SelfUpdate(LabTest):
         self.lab.push({"app": "two", "deploy.py": marked("the new tool")})
         run = self.lab.deploy()
         self.assert_deployed(run, "two")
-        self.assertEqual([run.stdout.count(each) for each in ("starting over", "the new tool")], [1, 1])
+        self.assertEqual(
+            [run.stdout.count(each) for each in ("starting over", "the new tool")], [1, 1]
+        )
         self.assertEqual(self.lab.results(), ["live", "live"])
         self.assertNotIn("cut off", run.stdout)
         self.assert_only_good_releases()
@@ -27,7 +30,9 @@ class SelfUpdate(LabTest):
         self.lab.push({"app": "two", "deploy.ini": settings})
         run = self.lab.deploy()
         self.assert_deployed(run, "two")
-        self.assertEqual([run.stdout.count(each) for each in ("starting over", "| the new setting")], [1, 1])
+        self.assertEqual(
+            [run.stdout.count(each) for each in ("starting over", "| the new setting")], [1, 1]
+        )
         self.assertEqual(self.lab.results(), ["live", "live"])
 
     def test_the_arguments_are_kept(self) -> None:
@@ -70,7 +75,9 @@ class RefusedUpdate(LabTest):
         self.lab.push({"app": "two", **files})
         with self.nothing_touched():
             run = self.lab.deploy()
-        self.assert_failed(run, "the deploy.py or the settings file of this revision does not work", status=78)
+        self.assert_failed(
+            run, "the deploy.py or the settings file of this revision does not work", status=78
+        )
         for line in lines:
             self.assertIn(line, run.stdout)
         self.lab.push({"app": "three", **before})
@@ -81,7 +88,9 @@ class RefusedUpdate(LabTest):
 
     def test_a_mistake_in_the_settings(self) -> None:
         ini = (self.lab.author / "deploy.ini").read_text()
-        self.refused({"deploy.ini": ini + "[halth]\n"}, "[halth] is not a section; did you mean health?")
+        self.refused(
+            {"deploy.ini": ini + "[halth]\n"}, "[halth] is not a section; did you mean health?"
+        )
 
     def test_settings_that_are_gone(self) -> None:
         self.refused({"deploy.ini": None})

@@ -1,4 +1,5 @@
 """The summary of the deploying workflow: what it shows of a deployment. `gh` is played here."""
+
 from __future__ import annotations
 
 import subprocess
@@ -25,15 +26,27 @@ cd "$AWS_DEPLOY_PATH" && python3 deploy.py --wait 600
 class SummaryTest(LabTest):
     def summary(self, run: Run) -> list[str]:
         """The page after a deployment that said this, as ssh-action shows it in the job's log."""
-        page, script = self.lab.root / "page", WORKFLOW.split("- name: Summary\n")[1].split("run: |\n")[1]
+        page, script = (
+            self.lab.root / "page",
+            WORKFLOW.split("- name: Summary\n")[1].split("run: |\n")[1],
+        )
         said = "\n".join(f"out: {line}" for line in run.stdout.splitlines())
         lines = JOB.format(said=said).splitlines()
-        (self.lab.root / "job").write_text("".join(f"2026-11-23T12:00:00.1234567Z {line}\n" for line in lines))
+        (self.lab.root / "job").write_text(
+            "".join(f"2026-11-23T12:00:00.1234567Z {line}\n" for line in lines)
+        )
         self.lab.script("gh", GH)
         environment = self.lab.environment() | {
-            "GITHUB_REPOSITORY": "team/gforms", "GITHUB_RUN_ID": "7", "GITHUB_RUN_ATTEMPT": "2",
-            "GITHUB_STEP_SUMMARY": str(page)}
-        subprocess.run(["bash", "-e", "-o", "pipefail", "-c", textwrap.dedent(script)], env=environment, check=True)
+            "GITHUB_REPOSITORY": "team/gforms",
+            "GITHUB_RUN_ID": "7",
+            "GITHUB_RUN_ATTEMPT": "2",
+            "GITHUB_STEP_SUMMARY": str(page),
+        }
+        subprocess.run(
+            ["bash", "-e", "-o", "pipefail", "-c", textwrap.dedent(script)],
+            env=environment,
+            check=True,
+        )
         return page.read_text().splitlines()
 
     def test_the_release_the_steps_with_their_times_and_the_changes(self) -> None:
@@ -54,4 +67,7 @@ class SummaryTest(LabTest):
         run = self.lab.deploy()
         self.assert_status(run, 1)
         sentence = self.summary(run)[-1]
-        self.assertRegex(sentence, r"^    services FAILED: `services up` ended with status 1 \(why\); .* is live and ")
+        self.assertRegex(
+            sentence,
+            r"^    services FAILED: `services up` ended with status 1 \(why\); .* is live and ",
+        )

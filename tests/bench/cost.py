@@ -5,6 +5,7 @@ A deployment whose seven commands are all `true`, the wall time of the process l
 ran; its peak memory; `--help`; and `--if-changed` with nothing new beside a bare `git fetch` of the same remote. All in
 one run, in turn, so that the figures can be compared; each is a median.
 """
+
 from __future__ import annotations
 
 import resource
@@ -80,8 +81,15 @@ def main() -> int:
         result = lab.root / "result"
 
         def call(*command: str) -> float:
-            return timed(lambda: subprocess.run(command, cwd=lab.checkout, env=lab.environment(), check=True,
-                                                stdout=subprocess.DEVNULL))
+            return timed(
+                lambda: subprocess.run(
+                    command,
+                    cwd=lab.checkout,
+                    env=lab.environment(),
+                    check=True,
+                    stdout=subprocess.DEVNULL,
+                )
+            )
 
         call(sys.executable, "deploy.py")
         for _ in range(runs):
@@ -96,13 +104,19 @@ def main() -> int:
     finally:
         lab.close()
     median = statistics.median
-    print(f"a deployment of commands that are all `true`: {median(own) * 1000:.0f} ms of its own, "
-          f"peak memory {median(memory):.1f} MiB")
+    print(
+        f"a deployment of commands that are all `true`: {median(own) * 1000:.0f} ms of its own, "
+        f"peak memory {median(memory):.1f} MiB"
+    )
     print(f"--help: {median(helps) * 1000:.0f} ms")
-    print(f"--if-changed with nothing new: {median(unchanged) * 1000:.0f} ms; a bare git fetch of the same remote: "
-          f"{median(fetches) * 1000:.0f} ms; ratio {median(unchanged) / median(fetches):.1f}")
-    print(f"({runs} runs each, Python {sys.version.split()[0]}; peak of any command started here: "
-          f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:.0f} MiB)")
+    print(
+        f"--if-changed with nothing new: {median(unchanged) * 1000:.0f} ms; a bare git fetch of the same remote: "
+        f"{median(fetches) * 1000:.0f} ms; ratio {median(unchanged) / median(fetches):.1f}"
+    )
+    print(
+        f"({runs} runs each, Python {sys.version.split()[0]}; peak of any command started here: "
+        f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:.0f} MiB)"
+    )
     return 0
 
 

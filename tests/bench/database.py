@@ -23,7 +23,7 @@ WAYS = {
     "bare pg_dump -Fc -Z zstd": f"{BARE.format('', 'pg_dump')} -Fc -Z zstd gforms-db > {DUMP}",
     "deploy.py backup": "python3 deploy.py backup",
     "bare createdb and pg_restore": f"{BARE.format('', 'createdb')} bare && "
-                                    f"{BARE.format('-i', 'pg_restore')} -d bare < {DUMP}",
+    f"{BARE.format('-i', 'pg_restore')} -d bare < {DUMP}",
     "deploy.py restore --test": f"python3 deploy.py restore {DUMP} --test",
     "deploy.py restore --yes": f"python3 deploy.py restore {DUMP} --yes",
 }
@@ -35,7 +35,12 @@ def fill(site: Site, gibibytes: float) -> None:
     table = f"create table bulk as select row / 12 as id, string_agg(md5(random()::text), '') as text from {rows}"
     psql = ["docker", "exec", "postgresql", "psql", "-U", "postgres", "gforms-db"]
     jit = "alter system set jit = off"  # its library is not in the stand-in for the image
-    for statement in (jit, "select pg_reload_conf()", table, "alter table bulk add primary key (id)"):
+    for statement in (
+        jit,
+        "select pg_reload_conf()",
+        table,
+        "alter table bulk add primary key (id)",
+    ):
         site.run([*psql, "-c", statement], timeout=1800)
 
 
@@ -50,9 +55,16 @@ def main() -> int:
         print("database:", site.sql("select pg_size_pretty(pg_database_size(current_database()))"))
         for name, command in WAYS.items():
             words = ["python3", "-c", MEASURE, command]
-            status, seconds, megabytes = site.run(words, user="ubuntu", cwd=CHECKOUT, timeout=3600).stdout.split()
-            print(f"{name}: {float(seconds):.1f} s, {float(megabytes):.0f} MiB (exit status {status})", flush=True)
-        log = site.run("grep -h . $(ls -t .deploy/logs/* | head -1) | cut -c1-150", cwd=CHECKOUT).stdout
+            status, seconds, megabytes = site.run(
+                words, user="ubuntu", cwd=CHECKOUT, timeout=3600
+            ).stdout.split()
+            print(
+                f"{name}: {float(seconds):.1f} s, {float(megabytes):.0f} MiB (exit status {status})",
+                flush=True,
+            )
+        log = site.run(
+            "grep -h . $(ls -t .deploy/logs/* | head -1) | cut -c1-150", cwd=CHECKOUT
+        ).stdout
         print(f"the last restore, step by step:\n{log}")
     return 0
 

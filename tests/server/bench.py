@@ -137,7 +137,9 @@ class Server(Machine):
         target.mkdir(mode=0o710)
         for part in source.iterdir():
             links = ["--link"] if part.name == "overlay2" else []
-            subprocess.run(["cp", "--archive", *links, str(part), str(target)], check=True, timeout=120)
+            subprocess.run(
+                ["cp", "--archive", *links, str(part), str(target)], check=True, timeout=120
+            )
 
     def __enter__(self) -> Self:
         """Boot."""
@@ -164,14 +166,27 @@ class Server(Machine):
         """Make a key pair and let it in as `ubuntu`, with the options of authorized_keys if there are any."""
         number = len(list(self.folder.glob("key-*.pub")))
         private = self.folder / f"key-{number}"
-        make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"test {number}", "-f", str(private)]
+        make = [
+            "ssh-keygen",
+            "-q",
+            "-t",
+            "ed25519",
+            "-N",
+            "",
+            "-C",
+            f"test {number}",
+            "-f",
+            str(private),
+        ]
         subprocess.run(make, check=True, stdin=subprocess.DEVNULL, timeout=30)
         line = f"{options} {private.with_suffix('.pub').read_text()}".lstrip()
         add = "umask 077 && mkdir -p ~/.ssh && cat >> ~/.ssh/authorized_keys"
         self.run(add, user="ubuntu", stdin=line)
         return private
 
-    def ssh_command(self, *words: str, key: Path | None = None, options: Sequence[str] = ()) -> list[str]:
+    def ssh_command(
+        self, *words: str, key: Path | None = None, options: Sequence[str] = ()
+    ) -> list[str]:
         """Return the ssh command: one exec request, no terminal, no environment, the host's key known."""
         known = self.folder / "known_hosts"
         if not known.exists():
@@ -180,7 +195,9 @@ class Server(Machine):
         shared = [word for setting in settings for word in ("-o", setting)]
         if key is None:
             key = self._own_key = self._own_key or self.key()
-        return self.in_network("ssh", "-F", "none", "-i", str(key), *shared, *options, "ubuntu@127.0.0.1", *words)
+        return self.in_network(
+            "ssh", "-F", "none", "-i", str(key), *shared, *options, "ubuntu@127.0.0.1", *words
+        )
 
     def ssh(
         self, script: str, *, key: Path | None = None, timeout: float = 120
@@ -211,11 +228,17 @@ class Server(Machine):
             "body": body,
             "headers": {**(headers or {})},
         }
-        process = self.spawn(self.in_network(sys.executable, str(CLIENT), "one"), stdin=subprocess.PIPE)
+        process = self.spawn(
+            self.in_network(sys.executable, str(CLIENT), "one"), stdin=subprocess.PIPE
+        )
         answer: dict[str, Any] = json.loads(finish(process, json.dumps(wish), 60, True).stdout)
-        return Answer(answer["status"], [(name, text) for name, text in answer["headers"]], answer["body"])
+        return Answer(
+            answer["status"], [(name, text) for name, text in answer["headers"]], answer["body"]
+        )
 
-    def load(self, url: str = "/", *, host: str = HOST, connections: int = 4, pause: float = 0.01) -> Load:
+    def load(
+        self, url: str = "/", *, host: str = HOST, connections: int = 4, pause: float = 0.01
+    ) -> Load:
         """Begin constant load: each connection asks again `pause` seconds after its last answer."""
         command = dies_with_us(*self.in_network(sys.executable, str(CLIENT), "load"))
         wish = {"url": full(url), "host": host, "connections": connections, "pause": pause}

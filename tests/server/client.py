@@ -61,7 +61,9 @@ def load() -> None:
     wish = json.loads(sys.stdin.readline())
     rows: list[Row] = []
     over = threading.Event()
-    threads = [threading.Thread(target=repeat, args=(wish, rows, over)) for _ in range(wish["connections"])]
+    threads = [
+        threading.Thread(target=repeat, args=(wish, rows, over)) for _ in range(wish["connections"])
+    ]
     for thread in threads:
         thread.start()
     while len(rows) < len(threads):

@@ -88,7 +88,11 @@ def control_groups(name: str) -> list[Path]:
     top, name = Path("/sys/fs/cgroup"), f"gforms-{name}"
     if (top / "cgroup.procs").exists():
         return [top / name]
-    return [top / kind / name for kind in ("unified", "systemd") if (top / kind / "cgroup.procs").exists()]
+    return [
+        top / kind / name
+        for kind in ("unified", "systemd")
+        if (top / kind / "cgroup.procs").exists()
+    ]
 
 
 def remove_groups(groups: Sequence[Path]) -> bool:
@@ -108,7 +112,9 @@ def dies_with_us(*command: str) -> list[str]:
 class Machine:
     """A root folder, booted. What changes lies in `folder`; without an overlay the root itself changes."""
 
-    def __init__(self, folder: Path, root: Path, binds: Mapping[str, Path], overlay: bool = True) -> None:
+    def __init__(
+        self, folder: Path, root: Path, binds: Mapping[str, Path], overlay: bool = True
+    ) -> None:
         """Prepare to boot `root` with `binds` (path in the machine: folder on this computer)."""
         self.folder, self.root, self.binds, self.overlay = folder, root, dict(binds), overlay
         self.console, self.mount_point = folder / "console.log", folder / "mounted"
@@ -152,7 +158,10 @@ class Machine:
                 stderr=console,
                 start_new_session=True,
             )
-        ours, network = Path("/proc/self/ns/net").readlink(), Path(f"/proc/{self._outer.pid}/ns/net")
+        ours, network = (
+            Path("/proc/self/ns/net").readlink(),
+            Path(f"/proc/{self._outer.pid}/ns/net"),
+        )
         until("the network namespace", 10, lambda: network.readlink() != ours, 0.005)
         self._connect()
         assert self._outer.stdin is not None
@@ -164,7 +173,11 @@ class Machine:
         layers = [self.folder / "upper", self.folder / "work"] if self.overlay else []
         for folder in [*layers, self.mount_point]:
             folder.mkdir(exist_ok=True)
-        return [str(self.root), *([str(layer) for layer in layers] or ["", ""]), str(self.mount_point)]
+        return [
+            str(self.root),
+            *([str(layer) for layer in layers] or ["", ""]),
+            str(self.mount_point),
+        ]
 
     def _bound(self) -> list[str]:
         """Return nspawn's options for the folders that the machine shares with this computer."""
@@ -262,7 +275,14 @@ class Machine:
         if not self._init:
             raise MachineError("the machine is off")
         home = "/root" if user == "root" else f"/home/{user}"
-        known = {"HOME": home, "USER": user, "LOGNAME": user, "LANG": "C.UTF-8", "PATH": PATH, **(env or {})}
+        known = {
+            "HOME": home,
+            "USER": user,
+            "LOGNAME": user,
+            "LANG": "C.UTF-8",
+            "PATH": PATH,
+            **(env or {}),
+        }
         spaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"]
         become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"]
         settings = [f"{name}={text}" for name, text in known.items()]
@@ -279,7 +299,9 @@ class Machine:
         self._entered = [one for one in self._entered if one.poll() is None] + [process]
         return process
 
-    def spawn(self, words: Sequence[str], stdin: int | IO[str] = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    def spawn(
+        self, words: Sequence[str], stdin: int | IO[str] = subprocess.DEVNULL
+    ) -> subprocess.Popen[str]:
         """Start a program of this computer in a process group of its own, so that all of it can be killed."""
         return subprocess.Popen(
             list(words), stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -307,11 +329,18 @@ class Machine:
         """Return the text of a file in the machine."""
         return self.run(["cat", path]).stdout
 
-    def send(self, source: Path, path: str, *, user: str = "root", exclude: Sequence[str] = ()) -> None:
+    def send(
+        self, source: Path, path: str, *, user: str = "root", exclude: Sequence[str] = ()
+    ) -> None:
         """Copy a folder of this computer into the machine, as the user's own."""
         unpack = 'mkdir -p "$1" && tar --extract --no-same-owner --directory "$1"'
         with packed(source, exclude) as pack:
-            finish(self.start(["bash", "-c", unpack, "send", path], user=user, stdin=pack), None, 60, True)
+            finish(
+                self.start(["bash", "-c", unpack, "send", path], user=user, stdin=pack),
+                None,
+                60,
+                True,
+            )
 
 
 def finish(
@@ -351,7 +380,9 @@ def packed(source: Path, exclude: Sequence[str]) -> Iterator[IO[str]]:
     """Give a folder as a stream of tar."""
     unwanted = [f"--exclude={name}" for name in exclude]
     command = ["tar", "--create", "--directory", str(source), *unwanted, "."]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as packer:
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    ) as packer:
         assert packer.stdout is not None
         yield packer.stdout
     if packer.returncode:
@@ -362,7 +393,9 @@ def shown(words: object) -> str:
     """Return a command as a reader knows it, without the way into the machine."""
     listed = [str(word) for word in words] if isinstance(words, list) else [str(words)]
     if "env" in listed:
-        listed = [word for word in listed[listed.index("env") + 3 :] if "=" not in word or " " in word]
+        listed = [
+            word for word in listed[listed.index("env") + 3 :] if "=" not in word or " " in word
+        ]
     return shlex.join(listed)
 
 

@@ -19,7 +19,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.server.machine import PATH, Machine, MachineError, control_groups, finish, packed, remove_groups
+from tests.server.machine import (
+    PATH,
+    Machine,
+    MachineError,
+    control_groups,
+    finish,
+    packed,
+    remove_groups,
+)
 
 SUITE = "trixie"
 CACHE = Path(os.environ.get("GFORMS_SERVER_CACHE", "/var/cache/gforms-server"))
@@ -43,7 +51,14 @@ SERVER_PACKAGES = (
     "nginx-light,openssh-server,pipenv,procps,python3,python3-venv,sudo,systemd,systemd-sysv"
 )
 IMAGE_PACKAGES = "postgresql,redis-server"
-UNWANTED = ("./var/cache/*", "./usr/lib/llvm-*", "./usr/lib/*/libLLVM*", "./dev/*", "./proc/*", "./sys/*")
+UNWANTED = (
+    "./var/cache/*",
+    "./usr/lib/llvm-*",
+    "./usr/lib/*/libLLVM*",
+    "./dev/*",
+    "./proc/*",
+    "./sys/*",
+)
 
 # In two stages, so that dpkg can be told in between to leave out what nobody reads here and not to wait for
 # the disk.
@@ -76,7 +91,11 @@ rm -rf /etc/dpkg/dpkg.cfg.d/quick /var/lib/apt/lists/*
 
 def missing() -> list[str]:
     """Return the packages that this computer lacks."""
-    return [name for name, sign in HOST_PACKAGES.items() if not (Path(sign).exists() or shutil.which(sign))]
+    return [
+        name
+        for name, sign in HOST_PACKAGES.items()
+        if not (Path(sign).exists() or shutil.which(sign))
+    ]
 
 
 def pip_settings() -> str:
@@ -90,7 +109,9 @@ def pip_settings() -> str:
 def key() -> str:
     """Return the name of what would be built now: it changes with everything that goes into it."""
     parts = [SUITE, pip_settings(), CERTIFICATES.read_text() if CERTIFICATES.exists() else ""]
-    parts += [path.read_text() for path in [HERE / "recipe.py", *sorted((HERE / "images").iterdir())]]
+    parts += [
+        path.read_text() for path in [HERE / "recipe.py", *sorted((HERE / "images").iterdir())]
+    ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
@@ -144,7 +165,9 @@ def build(folder: Path) -> None:
     configure(folder / "root")
     say(f"the two roots are there after {time.monotonic() - began:.0f} s")
     (folder / "docker").mkdir()
-    machine = Machine(folder, folder / "root", {"/var/lib/docker": folder / "docker"}, overlay=False)
+    machine = Machine(
+        folder, folder / "root", {"/var/lib/docker": folder / "docker"}, overlay=False
+    )
     machine.boot()
     try:
         load_images(machine, folder / "image")
@@ -162,11 +185,15 @@ def bootstrap(folder: Path) -> None:
     for name, packages in wanted.items():
         with (folder / f"{name}.log").open("wb") as log:
             command = ["bash", "-euc", BOOTSTRAP, "bootstrap", str(folder / name), packages, SUITE]
-            started[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            started[name] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
     try:
         for name, process in started.items():
             if process.wait(1200):
-                raise MachineError("debootstrap failed:\n" + (folder / f"{name}.log").read_text()[-2000:])
+                raise MachineError(
+                    "debootstrap failed:\n" + (folder / f"{name}.log").read_text()[-2000:]
+                )
     finally:
         for process in started.values():
             process.kill()

@@ -41,8 +41,12 @@ UNITS = ("gunicorn.socket", "gunicorn.service", "gunicorn-standby.service")
 SETUP = "sudo python3 deploy.py setup"
 FULL_RIGHTS = "/etc/sudoers.d/90-cloud-init-users"  # those that a new server gives its user
 STEADY = 1.0  # seconds of load before what is measured begins
-PATIENCE = 2.5  # seconds: whoever waited for an import of 3 s, or behind a request of 5 s, waited longer
-STANDBY_STARTS = "systemctl restart gunicorn-standby"  # the line with which a deployment begins to switch
+PATIENCE = (
+    2.5  # seconds: whoever waited for an import of 3 s, or behind a request of 5 s, waited longer
+)
+STANDBY_STARTS = (
+    "systemctl restart gunicorn-standby"  # the line with which a deployment begins to switch
+)
 OLD_STOPS = "systemctl restart gunicorn"
 
 ENV = """\
@@ -70,7 +74,10 @@ class Run:
     @property
     def text(self) -> str:
         """All that it said."""
-        return "\n".join(line for _, line in self.lines) + f"\n{self.errors}(exit status {self.status})"
+        return (
+            "\n".join(line for _, line in self.lines)
+            + f"\n{self.errors}(exit status {self.status})"
+        )
 
     @property
     def last(self) -> str:
@@ -167,7 +174,9 @@ class Watch:
         switched = "no switch"
         if switch < self.run.ended:
             wanted = max(2 * steady, 0.1)
-            switched = f"switch {self.longest(switch, time.monotonic()):.2f} s (wanted: {wanted:.2f})"
+            switched = (
+                f"switch {self.longest(switch, time.monotonic()):.2f} s (wanted: {wanted:.2f})"
+            )
         return (
             f"load: {name}: {len(self.samples)} requests sent, {len(self.lost)} lost; longest wait: "
             f"steady state {steady:.2f} s, build {build:.2f} s, {switched}"
@@ -197,7 +206,10 @@ class Site(Server):
         self.lock()
         self.push()
         self.run(f"git clone --quiet {REMOTE} {CHECKOUT}", user="ubuntu")
-        compose, env = PROJECT / "docker-compose.yml", ENV.format(key=secrets.token_urlsafe(50), host=HOST)
+        compose, env = (
+            PROJECT / "docker-compose.yml",
+            ENV.format(key=secrets.token_urlsafe(50), host=HOST),
+        )
         self.put(f"{CHECKOUT}/docker-compose.yml", compose.read_text(), user="ubuntu")
         self.put(f"{CHECKOUT}/.env", env, user="ubuntu", mode="0600")
 
@@ -288,7 +300,11 @@ class Site(Server):
         """Wait until the socket and the service are there, and the stand-by has gone."""
         states = ["systemctl", "is-active", *UNITS]
         rest = ["active", "active", "inactive"]
-        until("the stand-by has gone", 60, lambda: self.run(states, check=False).stdout.split() == rest)
+        until(
+            "the stand-by has gone",
+            60,
+            lambda: self.run(states, check=False).stdout.split() == rest,
+        )
 
     def await_page(self) -> None:
         """Wait for the page, which needs the database."""
@@ -302,14 +318,23 @@ class Site(Server):
 
     def containers(self) -> list[str]:
         """Return when the containers of PostgreSQL and Redis were started."""
-        ask = ["docker", "inspect", "--format", "{{.Id}}{{.State.StartedAt}}", "postgresql", "redis"]
+        ask = [
+            "docker",
+            "inspect",
+            "--format",
+            "{{.Id}}{{.State.StartedAt}}",
+            "postgresql",
+            "redis",
+        ]
         return self.run(ask).stdout.split()
 
     @contextlib.contextmanager
     def watched(self, *urls: str) -> Iterator[Watch]:
         """Ask for these all the while; at first nothing else happens."""
         with contextlib.ExitStack() as stack:
-            loads = {url: stack.enter_context(self.load(url, connections=2, pause=0.1)) for url in urls}
+            loads = {
+                url: stack.enter_context(self.load(url, connections=2, pause=0.1)) for url in urls
+            }
             watch = Watch(time.monotonic(), loads)
             time.sleep(STEADY)
             yield watch
@@ -355,7 +380,9 @@ class SiteCase(unittest.TestCase):
     def assert_live(self, run: Run, version: str) -> None:
         """See that a deployment made a version live, and said so."""
         self.assertEqual(run.status, 0, run.text)
-        self.assertRegex(run.last, rf"^deploy   {self.site.current()} is live and healthy; it took [\d.]+ s")
+        self.assertRegex(
+            run.last, rf"^deploy   {self.site.current()} is live and healthy; it took [\d.]+ s"
+        )
         self.assertEqual(self.site.late(), f"{version} {version}", run.text)
 
     def assert_met(self, watch: Watch, *versions: str) -> None:

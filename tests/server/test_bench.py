@@ -45,7 +45,8 @@ def traces(name: str) -> set[str]:
     found |= {str(path) for path in Path("/sys/fs/cgroup").glob(f"*/*{name}")}
     found |= {line for line in Path("/proc/self/mounts").read_text().splitlines() if name in line}
     found |= {
-        str(path) for path in [*recipe.CACHE.glob(name), *Path("/run/systemd/nspawn").glob(f"*/*{name}*")]
+        str(path)
+        for path in [*recipe.CACHE.glob(name), *Path("/run/systemd/nspawn").glob(f"*/*{name}*")]
     }
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -62,13 +63,6 @@ def inhabitants(space: Path) -> set[str]:
             if (process / "ns/net").readlink() == space:
                 found.add(process.name)
     return found
-
-
-def setUpModule() -> None:
-    """Skip, or fail where these tests must run; build the clean server before any trace is counted."""
-    require()
-    recipe.prepared()
-    (recipe.CACHE / "pip").mkdir(exist_ok=True)
 
 
 class RequireTest(unittest.TestCase):
@@ -97,6 +91,11 @@ class RequireTest(unittest.TestCase):
 
 class LifeTest(unittest.TestCase):
     """A server boots, reboots, loses its power, and leaves nothing behind."""
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        """Skip, or fail where these tests must run."""
+        require()
 
     def test_from_boot_to_end(self) -> None:
         """Files outlive a reboot and a power cut, processes do not, and the end is the end."""
@@ -192,7 +191,9 @@ class CommandTest(ServerCase):
 
     def test_ssh_cut(self) -> None:
         """The end of the ssh process cuts the connection; a silent program in the server runs on."""
-        script = "trap '' HUP; touch begun; while [ ! -e go-on ]; do sleep 0.1; done; touch finished"
+        script = (
+            "trap '' HUP; touch begun; while [ ! -e go-on ]; do sleep 0.1; done; touch finished"
+        )
         with ended(self.server.ssh_start(script)):
             until("the script has begun", 20, lambda: self._exists("begun"))
         self.server.put("/home/ubuntu/go-on", "", user="ubuntu")
@@ -209,10 +210,14 @@ class CommandTest(ServerCase):
 
     def test_packages_can_be_installed(self) -> None:
         """`pipenv install --deploy` reaches its index; to make a lock, pipenv must be told whom to trust."""
-        self.server.put("/home/ubuntu/try/Pipfile", '[packages]\ntyping-extensions = "*"\n', user="ubuntu")
+        self.server.put(
+            "/home/ubuntu/try/Pipfile", '[packages]\ntyping-extensions = "*"\n', user="ubuntu"
+        )
         trust = {"REQUESTS_CA_BUNDLE": str(recipe.CERTIFICATES)}
         for words, env in ((["lock"], trust), (["install", "--deploy"], {})):
-            self.server.run(["pipenv", *words], user="ubuntu", cwd="/home/ubuntu/try", env=env, timeout=180)
+            self.server.run(
+                ["pipenv", *words], user="ubuntu", cwd="/home/ubuntu/try", env=env, timeout=180
+            )
 
 
 class ComposeTest(ServerCase):
@@ -221,9 +226,13 @@ class ComposeTest(ServerCase):
     def setUp(self) -> None:
         """Put it in a checkout with the smallest .env."""
         self.server.put(
-            f"{CHECKOUT}/docker-compose.yml", (PROJECT / "docker-compose.yml").read_text(), user="ubuntu"
+            f"{CHECKOUT}/docker-compose.yml",
+            (PROJECT / "docker-compose.yml").read_text(),
+            user="ubuntu",
         )
-        self.server.put(f"{CHECKOUT}/.env", "DEFAULT_DB_PASSWORD='a secret'\n", user="ubuntu", mode="0600")
+        self.server.put(
+            f"{CHECKOUT}/.env", "DEFAULT_DB_PASSWORD='a secret'\n", user="ubuntu", mode="0600"
+        )
         self.addCleanup(self._compose, "down", "--volumes")
 
     def _compose(self, *words: str, check: bool = True) -> str:
@@ -298,7 +307,8 @@ class ComposeTest(ServerCase):
         self.assertEqual(self._state("postgresql"), before)
         asked = "env -u REDISCLI_AUTH redis-cli ping"
         self.assertIn(
-            "NOAUTH", self.server.run(["docker", "exec", "redis", "sh", "-c", asked], check=False).stdout
+            "NOAUTH",
+            self.server.run(["docker", "exec", "redis", "sh", "-c", asked], check=False).stdout,
         )
         shown = self.server.run(["ps", "-eo", "args"]).stdout
         self.assertNotIn("another", shown)
@@ -325,7 +335,9 @@ class NginxTest(ServerCase):
         server.put(site, (PROJECT / "nginx/gforms.conf").read_text())
         server.run(f"rm /etc/nginx/sites-enabled/default && ln -s {site} /etc/nginx/sites-enabled/")
         server.run("chmod o+x /home/ubuntu && nginx -t && systemctl reload nginx")
-        until("nginx has read the file", 20, lambda: server.http("/").status == 503)  # a reload does not wait
+        until(
+            "nginx has read the file", 20, lambda: server.http("/").status == 503
+        )  # a reload does not wait
         for release, name in (
             ("new", HASHED),
             ("new", "plain.css"),
@@ -340,7 +352,9 @@ class NginxTest(ServerCase):
     def _application(self) -> None:
         """Run the small application until the end of the test."""
         address = "http://127.0.0.1:8000/"
-        self.addCleanup(until, "the application is gone", 20, lambda: self.server.http(address).status == 0)
+        self.addCleanup(
+            until, "the application is gone", 20, lambda: self.server.http(address).status == 0
+        )
         self.enterContext(ended(self.server.start(["python3", "-c", APPLICATION])))
         until("the application answers", 20, lambda: self.server.http(address).status == 200)
 
@@ -412,7 +426,8 @@ class NginxTest(ServerCase):
             self.assertEqual(len(answer.all(name)), 1, name)
         own = self.server.http("/own/busy")
         self.assertEqual(
-            (own.status, own.all("X-Frame-Options"), own.all("Retry-After")), (503, ["SAMEORIGIN"], ["99"])
+            (own.status, own.all("X-Frame-Options"), own.all("Retry-After")),
+            (503, ["SAMEORIGIN"], ["99"]),
         )
 
     def test_unknown_host(self) -> None:
@@ -423,9 +438,16 @@ class NginxTest(ServerCase):
     def test_limits(self) -> None:
         """Attempts to log in are limited, looks at the form are not; an upload may be 20 MB."""
         self._application()
-        self.assertEqual(self.server.http("/upload", method="POST", body="x" * 19_000_000).status, 200)
-        self.assertEqual(self.server.http("/upload", method="POST", body="x" * 22_000_000).status, 413)
-        tries = [self.server.http("/admin/login/?next=/", method="POST", body="x").status for _ in range(16)]
+        self.assertEqual(
+            self.server.http("/upload", method="POST", body="x" * 19_000_000).status, 200
+        )
+        self.assertEqual(
+            self.server.http("/upload", method="POST", body="x" * 22_000_000).status, 413
+        )
+        tries = [
+            self.server.http("/admin/login/?next=/", method="POST", body="x").status
+            for _ in range(16)
+        ]
         self.assertEqual((tries[0], tries[-1]), (200, 429))
         looks = {self.server.http("/admin/login/").status for _ in range(16)}
         self.assertEqual(looks, {200})

@@ -57,7 +57,11 @@ def setUpModule() -> None:
     unittest.addModuleCleanup(site.close)
     site.boot()
     site.prepare()
-    site.edit("forms/settings.py", '"ENGINE": engine,\n', '"ENGINE": engine,\n        "CONN_MAX_AGE": 600,\n')
+    site.edit(
+        "forms/settings.py",
+        '"ENGINE": engine,\n',
+        '"ENGINE": engine,\n        "CONN_MAX_AGE": 600,\n',
+    )
     site.push()
     for command in ("git pull --quiet", SETUP, DEPLOY):
         run = site.operate(command)
@@ -75,7 +79,9 @@ class Writer:
         """Begin."""
         command = site.in_network(sys.executable, "-c", WRITER, HOST, name)
         self.process = site.spawn(command, stdin=subprocess.PIPE)
-        self.asked: list[tuple[float, str]] = []  # when each answer came, and the text that it accepted, or nothing
+        self.asked: list[
+            tuple[float, str]
+        ] = []  # when each answer came, and the text that it accepted, or nothing
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
 
@@ -120,7 +126,11 @@ class DatabaseCase(SiteCase):
     def writing(self) -> Iterator[Writer]:
         """All that was accepted in this block is in the database after it, and the site works."""
         writer = Writer(self.site, self.name)
-        until("every worker accepts answers", 30, lambda: len(writer.asked) > 20 and writer.refused(-20) == 0)
+        until(
+            "every worker accepts answers",
+            30,
+            lambda: len(writer.asked) > 20 and writer.refused(-20) == 0,
+        )
         try:
             yield writer
             done = len(writer.accepted)
@@ -128,7 +138,9 @@ class DatabaseCase(SiteCase):
         finally:
             writer.end()
         self.assertEqual(writer.accepted - self.rows(), set())
-        record(f"{self.name}: {len(writer.accepted)} rows accepted, none lost, longest pause {writer.gap:.1f} s")
+        record(
+            f"{self.name}: {len(writer.accepted)} rows accepted, none lost, longest pause {writer.gap:.1f} s"
+        )
 
     def rows(self) -> set[str]:
         """The texts that the database holds."""
@@ -136,7 +148,9 @@ class DatabaseCase(SiteCase):
 
     def applied(self) -> list[str]:
         """The migrations that this test applied."""
-        return self.site.sql("select name from django_migrations where name ~ '^0[1-9]' order by id").split()
+        return self.site.sql(
+            "select name from django_migrations where name ~ '^0[1-9]' order by id"
+        ).split()
 
     def push_migrations(self, *operations: str) -> None:
         """Push migrations, 0101 and so on, which are gone from the database and the branch after the test."""
@@ -168,7 +182,10 @@ class DatabaseCase(SiteCase):
 
     def write_settings(self, name: str, command: str) -> None:
         """Write settings with another backup command."""
-        ini, backup = self.site.read(f"{CHECKOUT}/deploy.ini"), r"(?m)(^\[backup\]\n(?:#.*\n)*command = ).*"
+        ini, backup = (
+            self.site.read(f"{CHECKOUT}/deploy.ini"),
+            r"(?m)(^\[backup\]\n(?:#.*\n)*command = ).*",
+        )
         self.assertRegex(ini, backup)
         self.site.put(f"{CHECKOUT}/{name}", re.sub(backup, rf"\1{command}", ini), user="ubuntu")
         self.addCleanup(self.site.run, ["rm", f"{CHECKOUT}/{name}"])
@@ -180,7 +197,7 @@ class DatabaseCase(SiteCase):
 
     def kill(self, running: Running) -> None:
         """Kill the deployer, and nothing else."""
-        pid = json.loads(self.site.read(f"{WORKSPACE}/lock"))["pid"]
+        pid = json.loads(self.site.read(f"{WORKSPACE}/journal.json"))["run"]["pid"]
         self.site.run(["kill", "-9", str(pid)])
         running.end()
 
@@ -214,13 +231,18 @@ class MigrationTest(DatabaseCase):
 
     def test_second_of_three_fails(self) -> None:
         """The sentence says all, and the command in it brings back the database of before."""
-        self.push_migrations(sql("create table one ()", "drop table one"), sql("select 1 / 0"), sql("select 3"))
+        self.push_migrations(
+            sql("create table one ()", "drop table one"), sql("select 1 / 0"), sql("select 3")
+        )
         version = self.site.version()
         with self.writing():
             run = self.deploy()
             self.assertEqual(run.status, 1, run.text)
-            self.assertRegex(run.last, r"division by zero\); migrations applied: formsApp.0101_step; not applied: "
-                             r"formsApp.0102_step, formsApp.0103_step; the schema stays as it is; ")
+            self.assertRegex(
+                run.last,
+                r"division by zero\); migrations applied: formsApp.0101_step; not applied: "
+                r"formsApp.0102_step, formsApp.0103_step; the schema stays as it is; ",
+            )
             self.assertIn(f"{self.site.current()} is live and healthy", run.last)
             self.assertEqual((self.site.version(), self.applied()), (version, ["0101_step"]))
         found = re.search(r"comes back with: (python3 deploy.py restore \S+ --yes);", run.last)
@@ -232,8 +254,11 @@ class MigrationTest(DatabaseCase):
     def test_lock_in_the_way(self) -> None:
         """It tries again until the lock is gone; readers wait for no longer than the lock timeout each time."""
         self.site.add("formsApp/migrations/0101_step.py", MIGRATION)
-        self.addCleanup(self.site.sql, """delete from django_migrations where name ~ '^0[1-9]';
-                                          alter table "formsApp_form" drop column open""")
+        self.addCleanup(
+            self.site.sql,
+            """delete from django_migrations where name ~ '^0[1-9]';
+                                          alter table "formsApp_form" drop column open""",
+        )
         version = self.push()
         with self.site.watched("/") as watch:
             with self.transaction('select count(*) from "formsApp_form"'):
@@ -244,7 +269,9 @@ class MigrationTest(DatabaseCase):
         self.assertIn("a lock for more than 2 s; trying again in 1 s", run.text)
         self.assertEqual(watch.lost, [])
         waited = longest(watch.samples)
-        record(f"{self.name}: longest wait of another reader {waited:.2f} s of {len(watch.samples)} requests")
+        record(
+            f"{self.name}: longest wait of another reader {waited:.2f} s of {len(watch.samples)} requests"
+        )
         self.assertLess(waited, 2 + 2)
 
 
@@ -279,7 +306,9 @@ class BackupTest(DatabaseCase):
         before = self.site.run(["ls", BACKUPS]).stdout
         run = self.site.operate("python3 deploy.py -c half.ini --wait 120")
         self.assertEqual(run.status, 1, run.text)
-        self.assertRegex(run.last, r"part is not a whole backup: .*could not read from input file: end of file")
+        self.assertRegex(
+            run.last, r"part is not a whole backup: .*could not read from input file: end of file"
+        )
         self.assertEqual((self.applied(), self.site.run(["ls", BACKUPS]).stdout), ([], before))
 
 
@@ -303,23 +332,35 @@ class KillTest(DatabaseCase):
 
     def test_migration_and_reversal(self) -> None:
         """During a migration; and when a rollback reverses it."""
-        self.push_migrations(sql("create table made (); select pg_sleep(2)", "drop table made; select pg_sleep(3)"))
+        self.push_migrations(
+            sql("create table made (); select pg_sleep(2)", "drop table made; select pg_sleep(3)")
+        )
         with self.writing():
             running = self.site.start_ssh(f"cd {CHECKOUT} && {DEPLOY}")
             self.kill_when("migrates", running, asleep("2"))
             self.assert_recovered("deploy", DEPLOY)
-            self.assertEqual((self.applied(), self.site.sql("select to_regclass('made')")), (["0101_step"], "made"))
-            running = self.site.start_ssh(f"cd {CHECKOUT} && python3 deploy.py rollback --reverse-migrations")
+            self.assertEqual(
+                (self.applied(), self.site.sql("select to_regclass('made')")),
+                (["0101_step"], "made"),
+            )
+            running = self.site.start_ssh(
+                f"cd {CHECKOUT} && python3 deploy.py rollback --reverse-migrations"
+            )
             self.kill_when("reverses", running, asleep("3"))
             self.assert_recovered("rollback", BACK_UP)
-            self.assertEqual((self.applied(), self.site.sql("select to_regclass('made')")), (["0101_step"], "made"))
+            self.assertEqual(
+                (self.applied(), self.site.sql("select to_regclass('made')")),
+                (["0101_step"], "made"),
+            )
 
     def test_restore_while_it_loads(self) -> None:
         """The backup is loaded beside the database: nobody notices."""
         backup = self.back_up()
         with self.writing() as writer:
             before = len(writer.asked)
-            running = self.site.start_ssh(f"cd {CHECKOUT} && python3 deploy.py restore {backup} --yes")
+            running = self.site.start_ssh(
+                f"cd {CHECKOUT} && python3 deploy.py restore {backup} --yes"
+            )
             self.kill_when("loads", running, LOADS)
             self.assert_recovered("restore", BACK_UP)
             self.assertEqual(writer.refused(before), 0)
@@ -330,7 +371,9 @@ class KillTest(DatabaseCase):
         backup = self.back_up()
         self.write_settings("slow.ini", f"sh -c 'sleep 3; {PG_DUMP}'")
         with self.writing() as writer:
-            running = self.site.start_ssh(f"cd {CHECKOUT} && python3 deploy.py -c slow.ini restore {backup} --yes")
+            running = self.site.start_ssh(
+                f"cd {CHECKOUT} && python3 deploy.py -c slow.ini restore {backup} --yes"
+            )
             running.reach("backs up", lambda: ".part" in self.site.run(["ls", BACKUPS]).stdout)
             self.kill(running)
             done = len(writer.accepted)
@@ -358,13 +401,18 @@ class KillTest(DatabaseCase):
         self.assertEqual(run.status, 0, run.text)
         found = re.search(r"backed up: (\S+-restore.dump) ", run.text)
         assert found, run.text
-        text = "docker exec -i postgresql pg_restore --data-only --table=formsApp_response --file=- < " + found[1]
+        text = (
+            "docker exec -i postgresql pg_restore --data-only --table=formsApp_response --file=- < "
+            + found[1]
+        )
         before = self.site.run(["bash", "-c", text], user="ubuntu").stdout
         saved, live = set(re.findall(rf"{self.name}-\d+", before)), self.rows()
         self.assertEqual(writer.accepted - saved - live, set())
         self.assertTrue(writer.accepted - saved and writer.accepted - live)
-        record(f"{self.name}: {len(writer.accepted)} rows accepted, none lost, longest pause {writer.gap:.1f} s; "
-               f"{len(watch.lost)} of {len(watch.samples)} readers were not answered")
+        record(
+            f"{self.name}: {len(writer.accepted)} rows accepted, none lost, longest pause {writer.gap:.1f} s; "
+            f"{len(watch.lost)} of {len(watch.samples)} readers were not answered"
+        )
         self.assert_nothing_left()
 
     def test_restore_for_a_test(self) -> None:

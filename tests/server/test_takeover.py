@@ -83,7 +83,10 @@ class TakeoverTest(SiteCase):
         site.put(f"{CHECKOUT}/docker-compose.yml", "no compose file", user="ubuntu")
         run = site.operate(SETUP)
         self.assertEqual(run.status, 1, run.text)
-        self.assertRegex(run.last, "FAILED: .* deploy .*docker compose .*; what it had changed was put back.*; mend")
+        self.assertRegex(
+            run.last,
+            "FAILED: .* deploy .*docker compose .*; what it had changed was put back.*; mend",
+        )
         self.assertEqual((site.version(), self.state()), ("1", before))
         site.put(f"{CHECKOUT}/docker-compose.yml", compose, user="ubuntu")
         with site.watched("/") as watch:
@@ -92,7 +95,9 @@ class TakeoverTest(SiteCase):
         record(watch.told("takeover"))
         self.assertEqual((run.status, site.late()), (0, "1 1"), run.text)
         self.assertEqual(site.http(site.style()).status, 200)
-        place = site.run("readlink /proc/$(systemctl show --value --property=MainPID gunicorn)/cwd").stdout.strip()
+        place = site.run(
+            "readlink /proc/$(systemctl show --value --property=MainPID gunicorn)/cwd"
+        ).stdout.strip()
         self.assertEqual(place, f"{WORKSPACE}/releases/{site.current()}")
         self.refused_for_a_moment(watch)
 
@@ -108,7 +113,9 @@ class TakeoverTest(SiteCase):
         self.assertLess(behind, watch.run.ended)
         slack = 1.0  # the two lines come here through ssh
         early = [one for one in watch.lost if one.began + one.seconds < stopped - slack]
-        self.assertEqual((early, [one for one in watch.lost if one.began > behind + slack]), ([], []))
+        self.assertEqual(
+            (early, [one for one in watch.lost if one.began > behind + slack]), ([], [])
+        )
 
 
 if __name__ == "__main__":

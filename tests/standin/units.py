@@ -123,7 +123,9 @@ def seconds(text: str) -> float:
     if text == "infinity":
         return float("inf")
     units = {"ms": 0.001, "": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-    return sum(float(number) * units[unit] for number, unit in re.findall(r"([\d.]+)\s*([a-z]*)", text))
+    return sum(
+        float(number) * units[unit] for number, unit in re.findall(r"([\d.]+)\s*([a-z]*)", text)
+    )
 
 
 def listen(address: str) -> socket.socket:
@@ -163,7 +165,9 @@ class Process:
     def result(self) -> str:
         """Say how it ended, in systemd's words."""
         code = self.popen.returncode
-        return "exit-code" if code > 0 else "signal" if -code not in (0, *CLEAN_SIGNALS) else "success"
+        return (
+            "exit-code" if code > 0 else "signal" if -code not in (0, *CLEAN_SIGNALS) else "success"
+        )
 
 
 class Service:
@@ -239,7 +243,11 @@ class Service:
     def _execute(self, environment: dict[str, str], passed: tuple[int, ...]) -> Process:
         with (self.manager.state / f"{self.name}.log").open("ab") as log:
             popen = subprocess.Popen(
-                [*EXECUTE, self.setting("WorkingDirectory", "/"), *shlex.split(self.setting("ExecStart"))],
+                [
+                    *EXECUTE,
+                    self.setting("WorkingDirectory", "/"),
+                    *shlex.split(self.setting("ExecStart")),
+                ],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -253,8 +261,18 @@ class Service:
 
     def _environment(self) -> dict[str, str]:
         user = pwd.getpwuid(os.getuid())
-        names = {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name, "SHELL": user.pw_shell}
-        environment = {"PATH": CLEAN_PATH, "LANG": "C.UTF-8", "INVOCATION_ID": secrets.token_hex(16), **names}
+        names = {
+            "HOME": user.pw_dir,
+            "USER": user.pw_name,
+            "LOGNAME": user.pw_name,
+            "SHELL": user.pw_shell,
+        }
+        environment = {
+            "PATH": CLEAN_PATH,
+            "LANG": "C.UTF-8",
+            "INVOCATION_ID": secrets.token_hex(16),
+            **names,
+        }
         for line in self.settings.get("Environment", []):
             for name, _, value in (word.partition("=") for word in shlex.split(line)):
                 environment[name] = value
@@ -358,7 +376,9 @@ class Manager:
         """Read the unit files; what is running keeps running."""
         for path in sorted(self.units.glob("*.service")):
             settings = parse_unit(path.read_text(encoding="utf-8"))
-            self.services.setdefault(path.name, Service(self, path.name, settings)).settings = settings
+            self.services.setdefault(
+                path.name, Service(self, path.name, settings)
+            ).settings = settings
         for path in self.units.glob("*.socket"):
             self.socket_name = path.name
             self.socket = parse_unit(path.read_text(encoding="utf-8"))
@@ -388,7 +408,11 @@ class Manager:
         for service in self.services.values():
             if service.state == "failed" and (not units or service.name in units):
                 service.state, service.result = "inactive", "success"
-            elif service.name in units and service.state == "inactive" and not service.setting("WantedBy"):
+            elif (
+                service.name in units
+                and service.state == "inactive"
+                and not service.setting("WantedBy")
+            ):
                 # systemd forgets a unit that is inactive and that nothing refers to, and then says so.
                 missing = f"{service.name}: Unit {service.name} not loaded."
                 reply = Reply(1, "", f"{reply.err}Failed to reset failed state of unit {missing}\n")
@@ -465,7 +489,10 @@ class Manager:
         return (LISTENER,)
 
     def _shared_with(self, service: Service) -> bool:
-        return self.socket_name in service.setting("Sockets").split() or service.name == self._activated()
+        return (
+            self.socket_name in service.setting("Sockets").split()
+            or service.name == self._activated()
+        )
 
     def _activated(self) -> str:
         named = self.socket.get("Service", [])
@@ -503,14 +530,21 @@ class Manager:
 
     def _show(self, request: Request, name: str) -> str:
         properties = self._properties(name)
-        wanted = [word for given in request.properties for word in given.split(",")] or list(properties)
+        wanted = [word for given in request.properties for word in given.split(",")] or list(
+            properties
+        )
         shown = [key for key in properties if key in wanted]
         return "".join(f"{'' if request.value else key + '='}{properties[key]}\n" for key in shown)
 
     def _properties(self, name: str) -> dict[str, str]:
         state, service = self._state(name), self.services.get(name)
         running = "listening" if name == self.socket_name else "running"
-        sub = {"active": running, "inactive": "dead", "activating": "start", "deactivating": "stop-sigterm"}
+        sub = {
+            "active": running,
+            "inactive": "dead",
+            "activating": "start",
+            "deactivating": "stop-sigterm",
+        }
         known = {
             "Id": name,
             "LoadState": "loaded" if service or name == self.socket_name else "not-found",
@@ -554,7 +588,9 @@ def serve(units: Path, state: Path) -> None:
             readable = select.select(watched, [], [], 0.1)[0]
             if control.fileno() in readable:
                 client = control.accept()[0]
-                threading.Thread(target=_serve_client, args=[manager, client, ended], daemon=True).start()
+                threading.Thread(
+                    target=_serve_client, args=[manager, client, ended], daemon=True
+                ).start()
             if LISTENER in readable:
                 manager.activate()
         manager.close()
