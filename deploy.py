@@ -233,6 +233,12 @@ class Failure(Exception):
         return "; ".join((self.what, *getattr(self, "__notes__", ())))
 
 
+def require(condition: object, what: str, remedy: str, status: int = FAILED) -> None:
+    """Failure with this sentence unless the condition holds."""
+    if not condition:
+        raise Failure(what, remedy, status)
+
+
 class CommandFailed(Failure):
     """A command ended with another status than 0, or was ended because its time was up."""
 
