@@ -260,18 +260,27 @@ CommandLines = tuple[tuple[str, ...], ...]
 Kind = Callable[[str], T]  # the value of a setting's text; ValueError says what is wrong with it
 
 
-def matching(pattern: str, meaning: str, convert: Kind[T]) -> Kind[T]:
-    """A kind of setting whose text matches the pattern as a whole."""
-
-    def parse(text: str) -> T:
+def _matching(pattern: str, meaning: str, convert: Kind[T]) -> Kind[T]:
+    def setting(text: str) -> T:
         if not re.fullmatch(pattern, text):
             raise ValueError(f"{text!r} is not {meaning}")
         return convert(text)
 
-    return parse
+    return setting
 
 
-def command_lines(text: str) -> CommandLines:
+def _pairs(pattern: str, meaning: str, convert: Kind[T]) -> Kind[dict[str, T]]:
+    """A kind of setting with one `name: value` a line."""
+    pair = _matching(pattern, meaning, lambda line: line.partition(":"))
+
+    def setting(text: str) -> dict[str, T]:
+        found = [pair(line.strip()) for line in text.splitlines() if line.strip()]
+        return {name: convert(value.strip()) for name, _, value in found}
+
+    return setting
+
+
+def _command_lines(text: str) -> CommandLines:
     """One command a line, each split as a shell would split it, never given to a shell."""
     try:
         return tuple(tuple(shlex.split(line)) for line in text.splitlines() if line.strip())
@@ -279,8 +288,7 @@ def command_lines(text: str) -> CommandLines:
         raise ValueError(f"cannot be split into words: {str(error).lower()}") from None
 
 
-def step_order(text: str) -> tuple[str, ...]:
-    """The names of steps: env and pull first, restart last, none twice."""
+def _step_order(text: str) -> tuple[str, ...]:
     steps = tuple(text.split())
     for step in (each for each in steps if each not in STEP_NAMES):
         raise ValueError(f"{step!r} is not a step{nearest(step, STEP_NAMES)}")
@@ -289,126 +297,111 @@ def step_order(text: str) -> tuple[str, ...]:
     return steps
 
 
+def _shared_paths(text: str) -> tuple[str, ...]:
+    return tuple(map(_path_below, text.split()))
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean …?` for the known name that is nearest to `name`, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def pairs(pattern: str, meaning: str, convert: Kind[T]) -> Kind[dict[str, T]]:
-    """A kind of setting with one `name: value` a line."""
-    pair = matching(pattern, meaning, lambda line: line.partition(":"))
-
-    def parse(text: str) -> dict[str, T]:
-        found = [pair(line.strip()) for line in text.splitlines() if line.strip()]
-        return {name: convert(value.strip()) for name, _, value in found}
-
-    return parse
-
-
-def shared_paths(text: str) -> tuple[str, ...]:
-    """Paths inside the checkout, one a word."""
-    return tuple(path_below(word) for word in text.split())
-
-
 INSIDE = r"(?!/)(?!(.*/)?\.\.(/|$)).+"
-path_inside = matching(INSIDE, "a path inside the checkout", str)
-path_below = matching(rf"(?!\.?/*$){INSIDE}", "a path below the checkout", str)
-SECONDS = r"\d{0,8}[1-9]\d{0,8}(\.\d+)?|\d{1,9}\.\d*[1-9]\d*"
-duration = matching(SECONDS, "a number of seconds, as in 30 or 2.5", float)
-whole_number = matching(r"\d{1,9}", "a whole number", int)
-positive_number = matching(r"0*[1-9]\d{0,8}", "a whole number of 1 or more", int)
+_path_inside = _matching(INSIDE, "a path inside the checkout", str)
+_path_below = _matching(rf"(?!\.?/*$){INSIDE}", "a path below the checkout", str)
+_positive_number = _matching(r"0*[1-9]\d{0,8}", "a whole number of 1 or more", int)
+_duration = _matching(
+    r"\d{0,8}[1-9]\d{0,8}(\.\d+)?|\d{1,9}\.\d*[1-9]\d*",
+    "a number of seconds, as in 30 or 2.5",
+    float,
+)
 
 
-def option(kind: Kind[T], default: str) -> T:
+def _option(kind: Kind[T], default: str) -> T:
     """A key of deploy.ini: its kind, and its default as the shipped file shows it."""
     return field(default_factory=lambda: kind(default), metadata={"kind": kind, "default": default})
 
 
 @dataclass(frozen=True)
-class Section:
-    """A section of deploy.ini, which a subclass describes with a field a key."""
-
-
-@dataclass(frozen=True)
-class Step(Section):
+class Step:
     """The section of a step: the operator's own commands before and after it."""
 
-    before: CommandLines = option(command_lines, "")
-    after: CommandLines = option(command_lines, "")
+    before: CommandLines = _option(_command_lines, "")
+    after: CommandLines = _option(_command_lines, "")
 
 
 @dataclass(frozen=True)
-class DeploySection(Section):
-    steps: tuple[str, ...] = option(step_order, " ".join(STEP_NAMES))
-    workspace: str = option(path_below, ".deploy")
-    project: str = option(path_inside, ".")
-    shared: tuple[str, ...] = option(shared_paths, ".env logs/ media/")
-    keep_releases: int = option(positive_number, "5")
-    keep_logs: int = option(positive_number, "100")
+class DeploySection:
+    steps: tuple[str, ...] = _option(_step_order, " ".join(STEP_NAMES))
+    workspace: str = _option(_path_below, ".deploy")
+    project: str = _option(_path_inside, ".")
+    shared: tuple[str, ...] = _option(_shared_paths, ".env logs/ media/")
+    keep_releases: int = _option(_positive_number, "5")
+    keep_logs: int = _option(_positive_number, "100")
 
 
 @dataclass(frozen=True)
 class EnvSection(Step):
-    file: str = option(path_below, ".env")
+    file: str = _option(_path_below, ".env")
 
 
 @dataclass(frozen=True)
 class PullSection(Step):
-    remote: str = option(str, "origin")
-    branch: str = option(str, "main")
-    timeout: float = option(duration, "120")
-    retries: int = option(whole_number, "2")
+    remote: str = _option(str, "origin")
+    branch: str = _option(str, "main")
+    timeout: float = _option(_duration, "120")
+    retries: int = _option(_matching(r"\d{1,9}", "a whole number", int), "2")
 
 
 @dataclass(frozen=True)
 class InstallSection(Step):
-    python: str = option(str, "")
-    command: CommandLines = option(command_lines, "pipenv install --deploy")
-    timeout: float = option(duration, "900")
+    python: str = _option(str, "")
+    command: CommandLines = _option(_command_lines, "pipenv install --deploy")
+    timeout: float = _option(_duration, "900")
 
 
 @dataclass(frozen=True)
 class ServicesSection(Step):
-    command: CommandLines = option(command_lines, "docker compose up --detach --wait")
-    timeout: float = option(duration, "300")
+    command: CommandLines = _option(_command_lines, "docker compose up --detach --wait")
+    timeout: float = _option(_duration, "300")
 
 
 @dataclass(frozen=True)
 class StaticSection(Step):
-    command: CommandLines = option(command_lines, "python manage.py collectstatic --noinput")
-    timeout: float = option(duration, "300")
+    command: CommandLines = _option(_command_lines, "python manage.py collectstatic --noinput")
+    timeout: float = _option(_duration, "300")
 
 
 @dataclass(frozen=True)
 class MigrateSection(Step):
-    shell: CommandLines = option(command_lines, "python manage.py shell --verbosity 0")
-    command: CommandLines = option(command_lines, "python manage.py migrate --noinput")
-    lock_timeout: float = option(duration, "2")
-    reverse_on_failure: bool = option(
-        matching("yes|no", "yes or no", lambda text: text == "yes"), "no"
+    shell: CommandLines = _option(_command_lines, "python manage.py shell --verbosity 0")
+    command: CommandLines = _option(_command_lines, "python manage.py migrate --noinput")
+    lock_timeout: float = _option(_duration, "2")
+    reverse_on_failure: bool = _option(
+        _matching("yes|no", "yes or no", lambda text: text == "yes"), "no"
     )
-    timeout: float = option(duration, "3600")
+    timeout: float = _option(_duration, "3600")
 
 
 @dataclass(frozen=True)
 class RestartSection(Step):
-    candidate: CommandLines = option(
-        command_lines,
+    candidate: CommandLines = _option(
+        _command_lines,
         "gunicorn --preload --name candidate --no-control-socket --bind unix:{socket} "
         "forms.wsgi:application",
     )
-    command: CommandLines = option(
-        command_lines,
+    command: CommandLines = _option(
+        _command_lines,
         "sudo -n systemctl restart gunicorn-standby\n"
         "sudo -n systemctl restart gunicorn\n"
         "sudo -n systemctl stop --no-block gunicorn-standby",
     )
-    process: str = option(str, "gunicorn")
-    proxy: CommandLines = option(
-        command_lines, "sudo -n nginx -t\nsudo -n systemctl reload-or-restart nginx"
+    process: str = _option(str, "gunicorn")
+    proxy: CommandLines = _option(
+        _command_lines, "sudo -n nginx -t\nsudo -n systemctl reload-or-restart nginx"
     )
-    timeout: float = option(duration, "120")
+    timeout: float = _option(_duration, "120")
 
     def sudo(self, *options: str) -> list[tuple[str, ...]]:
         """The commands that run with sudo, and need a right to."""
@@ -417,29 +410,29 @@ class RestartSection(Step):
 
 
 @dataclass(frozen=True)
-class HealthSection(Section):
-    url: str = option(
-        matching(r"(https?://[^/\s]+(/\S*)?)?", "a URL, as in http://127.0.0.1:8000/", str),
+class HealthSection:
+    url: str = _option(
+        _matching(r"(https?://[^/\s]+(/\S*)?)?", "a URL, as in http://127.0.0.1:8000/", str),
         "http://127.0.0.1:8000/admin/login/",
     )
-    host: str = option(str, "")
-    headers: dict[str, str] = option(
-        pairs(r"[\w-]+:.*", "a header, as in X-Forwarded-Proto: https", str),
+    host: str = _option(str, "")
+    headers: dict[str, str] = _option(
+        _pairs(r"[\w-]+:.*", "a header, as in X-Forwarded-Proto: https", str),
         "X-Forwarded-Proto: https",
     )
-    expect: int = option(matching(r"[1-5]\d\d", "an HTTP status, as in 200", int), "200")
-    contains: str = option(str, "")
-    timeout: float = option(duration, "5")
-    deadline: float = option(duration, "30")
+    expect: int = _option(_matching(r"[1-5]\d\d", "an HTTP status, as in 200", int), "200")
+    contains: str = _option(str, "")
+    timeout: float = _option(_duration, "5")
+    deadline: float = _option(_duration, "30")
 
 
 @dataclass(frozen=True)
-class StatusSection(Section):
-    checks: dict[str, CommandLines] = option(
-        pairs(
+class StatusSection:
+    checks: dict[str, CommandLines] = _option(
+        _pairs(
             r"[\w-]+:\s*\S.*",
             "a name and its command, as in nginx: systemctl is-active nginx",
-            command_lines,
+            _command_lines,
         ),
         "gunicorn: systemctl is-active gunicorn\n"
         "nginx: systemctl is-active nginx\n"
@@ -448,50 +441,50 @@ class StatusSection(Section):
         "database: python manage.py shell -v 0 -c "
         "'from django.db import connection; connection.ensure_connection()'",
     )
-    timeout: float = option(duration, "20")
+    timeout: float = _option(_duration, "20")
 
 
 @dataclass(frozen=True)
-class CheckSection(Section):
-    command: CommandLines = option(
-        command_lines, "python manage.py check --deploy --fail-level WARNING"
+class CheckSection:
+    command: CommandLines = _option(
+        _command_lines, "python manage.py check --deploy --fail-level WARNING"
     )
-    timeout: float = option(duration, "60")
+    timeout: float = _option(_duration, "60")
 
 
 @dataclass(frozen=True)
-class BackupSection(Section):
-    command: CommandLines = option(
-        command_lines,
+class BackupSection:
+    command: CommandLines = _option(
+        _command_lines,
         "docker exec postgresql sh -c "
         '\'exec pg_dump --format=custom --compress=zstd -U "$POSTGRES_USER" "$POSTGRES_DB"\'',
     )
-    verify: CommandLines = option(
-        command_lines, "docker exec -i postgresql pg_restore --file=/dev/null"
+    verify: CommandLines = _option(
+        _command_lines, "docker exec -i postgresql pg_restore --file=/dev/null"
     )
-    timeout: float = option(duration, "1800")
-    keep: int = option(positive_number, "10")
-    after: CommandLines = option(command_lines, "")
+    timeout: float = _option(_duration, "1800")
+    keep: int = _option(_positive_number, "10")
+    after: CommandLines = _option(_command_lines, "")
 
 
 @dataclass(frozen=True)
-class RestoreSection(Section):
-    command: CommandLines = option(command_lines, "sh postgresql/restore.sh {act} {database}")
-    timeout: float = option(duration, "7200")
+class RestoreSection:
+    command: CommandLines = _option(_command_lines, "sh postgresql/restore.sh {act} {database}")
+    timeout: float = _option(_duration, "7200")
 
 
 @dataclass(frozen=True)
-class NotifySection(Section):
-    on: str = option(
-        matching("failure|recovery|always", "one of failure, recovery and always", str), "failure"
+class NotifySection:
+    on: str = _option(
+        _matching("failure|recovery|always", "one of failure, recovery and always", str), "failure"
     )
-    webhook: str = option(
-        matching(r"([A-Za-z_]\w*)?", "the name of a variable in .env, which holds the URL", str),
+    webhook: str = _option(
+        _matching(r"([A-Za-z_]\w*)?", "the name of a variable in .env, which holds the URL", str),
         "",
     )
-    command: CommandLines = option(command_lines, "")
-    timeout: float = option(duration, "5")
-    journal: str = option(str, "/run/systemd/journal/socket")
+    command: CommandLines = _option(_command_lines, "")
+    timeout: float = _option(_duration, "5")
+    journal: str = _option(str, "/run/systemd/journal/socket")
 
 
 @dataclass(frozen=True)
@@ -524,16 +517,9 @@ SECTIONS: dict[str, Any] = {each.name: each.default_factory for each in fields(S
 
 def read_settings(path: Path) -> Settings:
     """The settings of a file; the Failure lists every mistake of the file with its line."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise Failure(
-            f"{path} cannot be read: {reason}", "name the settings file with -c", MISTAKE
-        ) from None
     mistakes: list[tuple[int, str]] = []
     chosen: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
-    for at, section, key, text in parse_ini(lines, mistakes):
+    for at, section, key, text in _parse_ini(path, mistakes):
         kinds = {each.name: each.metadata["kind"] for each in fields(SECTIONS[section])}
         try:
             if key not in kinds:
@@ -544,27 +530,24 @@ def read_settings(path: Path) -> Settings:
             chosen[section][key] = kinds[key](text)
         except ValueError as error:
             mistakes.append((at, f"[{section}] {key} {error}"))
-    if mistakes:
-        raise mistaken(path, mistakes)
+    refuse(path, mistakes)
     return Settings(**{section: SECTIONS[section](**chosen[section]) for section in SECTIONS})
 
 
-def parse_ini(
-    lines: Sequence[str], mistakes: list[tuple[int, str]]
-) -> Iterator[tuple[int, str, str, str]]:
+def _parse_ini(path: Path, mistakes: list[tuple[int, str]]) -> Iterator[tuple[int, str, str, str]]:
     """The line, section, key and text of each setting, one that is set twice two times."""
-    at = 0
-
-    def counted() -> Iterator[str]:
-        nonlocal at
-        for line in lines:
-            at += 1
-            yield f"{line}\n"
-
     parser = configparser.ConfigParser(interpolation=None, strict=False, default_section="")
-    setattr(parser, "optionxform", lambda key: f"{at} {key.lower()}")  # noqa: B010 - as documented
     try:
-        parser.read_file(counted())
+        lines = path.read_text(encoding="utf-8").split("\n")
+        unread = deque(lines)
+        setattr(  # noqa: B010 - as documented: it sees each key when its line has been read
+            parser, "optionxform", lambda key: f"{len(lines) - len(unread)} {key.lower()}"
+        )
+        parser.read_file(unread.popleft() for _ in lines)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", "it is not UTF-8")
+        remedy = "name the settings file with -c"
+        raise Failure(f"{path} cannot be read: {reason}", remedy, MISTAKE) from None
     except configparser.MissingSectionHeaderError as error:
         mistakes.append((error.lineno, "stands before the first [section]"))
     except configparser.ParsingError as error:
@@ -575,21 +558,18 @@ def parse_ini(
                 line, _, key = key.partition(" ")
                 yield int(line), name, key, text.strip()
         else:
-            header = next(each for each in lines if each.strip().startswith(f"[{name}]"))
-            mistakes.append(
-                (lines.index(header) + 1, f"[{name}] is not a section{nearest(name, SECTIONS)}")
+            headers = (
+                at for at, line in enumerate(lines, 1) if line.lstrip().startswith(f"[{name}]")
             )
+            mistakes.append((next(headers), f"[{name}] is not a section{nearest(name, SECTIONS)}"))
 
 
-def mistaken(path: Path, mistakes: Iterable[tuple[int, str]]) -> Failure:
-    """All mistakes of a file, each with its line, as one Failure."""
+def refuse(path: Path, mistakes: Iterable[tuple[int, str]]) -> None:
+    """Failure with all mistakes of a file, each with its line, if there are any."""
     details = [f"{path}, line {at}: {what}" for at, what in sorted(mistakes)]
-    return Failure(
-        f"{path} has {plural(len(details), 'mistake')}",
-        "mend the lines named above",
-        MISTAKE,
-        details,
-    )
+    if details:
+        what = f"{path} has {plural(len(details), 'mistake')}"
+        raise Failure(what, "mend the lines named above", MISTAKE, details)
 
 
 def plural(number: int, noun: str) -> str:
@@ -657,8 +637,7 @@ def read_env(path: Path) -> dict[str, str]:
             read_assignment(line, values)
         except ValueError as error:
             mistakes.append((at, str(error)))
-    if mistakes:
-        raise mistaken(path, mistakes)
+    refuse(path, mistakes)
     return values
 
 
