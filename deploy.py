@@ -584,6 +584,7 @@ NONCHARACTERS = "".join(
 )
 # What systemd and Compose read differently, or nobody could mean, with the way to write it.
 REFUSED_LINES = (
+    (r".*[\udc80-\udcff].*", "is not UTF-8: save the file as UTF-8"),
     (r"\ufeff.*", "begins with a byte order mark: save the file as UTF-8 without one"),
     (r".*\r", "ends as Windows ends lines: sed -i 's/\\r$//' on the file mends all of them"),
     (r"#.*\\", "a comment that ends with \\ hides the next line from systemd: remove the \\"),
@@ -614,22 +615,16 @@ REFUSED_VALUES = (
 def read_env(path: Path) -> dict[str, str]:
     """The variables of a `.env`; the Failure names each line that is not read alike by all."""
     try:
-        mode, text = path.stat().st_mode, path.read_bytes().decode("utf-8")
+        mode, text = path.stat().st_mode, path.read_bytes().decode("utf-8", "surrogateescape")
     except OSError as error:
-        raise Failure(
-            f"{path} cannot be read: {error.strerror}",
-            "write it, one NAME=value a line, and chmod 600 it",
-            MISTAKE,
-        ) from None
-    except UnicodeDecodeError as error:
-        at = error.object.count(b"\n", 0, error.start) + 1
-        raise Failure(f"{path}, line {at}: not UTF-8", "save the file as UTF-8", MISTAKE) from None
-    if mode & 0o007:
-        raise Failure(
-            f"{path} holds secrets, and everyone on this machine may read it",
-            f"chmod 600 {path}",
-            MISTAKE,
-        )
+        remedy = "write it, one NAME=value a line, and chmod 600 it"
+        raise Failure(f"{path} cannot be read: {error.strerror}", remedy, MISTAKE) from None
+    require(
+        not mode & 0o007,
+        f"{path} holds secrets, and everyone on this machine may read it",
+        f"chmod 600 {path}",
+        MISTAKE,
+    )
     values: dict[str, str] = {}
     mistakes = []
     for at, line in enumerate(text.split("\n"), start=1):
@@ -677,13 +672,14 @@ def secrets_in(variables: Mapping[str, str]) -> set[str]:
 def secrets_in_url(text: str) -> set[str]:
     """The password of a URL (up to the last @), a user that is a token, and values of its query."""
     # up to the last @; where several URLs are joined without a space, of each of them, too
-    joined = (r"://(\S*)@", r"://((?:(?!://)\S)*)@")
-    logins = [each.partition(":") for one in joined for each in re.findall(one, text)]
-    found = {password or (user if len(user) > 11 else "") for user, _, password in logins}
-    found |= {user for user, _, _ in logins if RANDOM_LOOK.fullmatch(user)}
-    if "://" in text:
-        found |= set(re.findall(r"[?&][^=&\s]+=([^&#\s]{6,})", text))
-    return (found | {unquote(each) for each in found}) - {""}
+    ends = (r"://(\S*)@", r"://((?:(?!://)\S)*)@")
+    logins = [login.partition(":") for end in ends for login in re.findall(end, text)]
+    found = {
+        *(password or user for user, _, password in logins if password or len(user) > 11),
+        *(user for user, _, _ in logins if RANDOM_LOOK.fullmatch(user)),
+        *re.findall(r"[?&][^=&\s]+=([^&#\s]{6,})", text),
+    }
+    return found | set(map(unquote, found))
 
 
 CONTROL = re.compile(r"\x1b\[[\d;?]*[A-Za-z]|[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # moves a cursor
@@ -693,31 +689,29 @@ class Redactor:
     """Replaces secrets in all that is said, also as Python, JSON, a URL or a shell quotes them."""
 
     def __init__(self) -> None:
-        self.secrets: set[str] = set()
+        self.forms: set[bytes] = set()
         self.pattern = re.compile(rb"(?!)")
         self.longest = 0  # bytes of the longest secret, in its longest form
 
     def hide(self, secrets: Iterable[str]) -> None:
         """Replace these from now on, too."""
-        self.secrets |= set(secrets) - {""}
-        forms = {form for secret in self.secrets for form in quoted_forms(secret)}
-        forms |= {CONTROL.sub(" ", form) for form in forms}
+        for secret in set(secrets) - {""}:
+            self.forms |= _quoted_forms(secret)
         alone = rb"(?<!\w)%s(?!\w)"  # a short one could be a part of any word
         patterns = [
-            (b"%s" if len(form) > 8 else alone) % re.escape(form.encode("utf-8", "replace"))
-            for form in sorted(forms, key=len, reverse=True)
+            (b"%s" if len(form) > 8 else alone) % re.escape(form)
+            for form in sorted(self.forms, key=len, reverse=True)
         ]
         self.pattern = re.compile(b"|".join(patterns) or rb"(?!)")
-        self.longest = max((len(form.encode("utf-8", "replace")) for form in forms), default=0)
+        self.longest = max(map(len, self.forms), default=0)
 
     def mask(self, text: str) -> str:
         """The text without its secrets."""
         return self.pattern.sub(b"***", text.encode("utf-8", "replace")).decode()
 
 
-def quoted_forms(secret: str) -> set[str]:
-    """A text as programs write it in their messages."""
-    return {
+def _quoted_forms(secret: str) -> set[bytes]:
+    forms = {
         secret,
         repr(secret)[1:-1],
         ascii(secret)[1:-1],
@@ -729,6 +723,8 @@ def quoted_forms(secret: str) -> set[str]:
         quote(secret, safe="", errors="replace"),
         quote_plus(secret, errors="replace"),
     }
+    shown = forms | {CONTROL.sub(" ", form) for form in forms}
+    return {form.encode("utf-8", "replace") for form in shown}
 
 
 redactor = Redactor()
