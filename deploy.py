@@ -260,7 +260,9 @@ CommandLines = tuple[tuple[str, ...], ...]
 Kind = Callable[[str], T]  # the value of a setting's text; ValueError says what is wrong with it
 
 
-def _matching(pattern: str, meaning: str, convert: Kind[T]) -> Kind[T]:
+def matching(pattern: str, meaning: str, convert: Kind[T]) -> Kind[T]:
+    """A kind of setting whose text matches the pattern as a whole."""
+
     def setting(text: str) -> T:
         if not re.fullmatch(pattern, text):
             raise ValueError(f"{text!r} is not {meaning}")
@@ -271,7 +273,7 @@ def _matching(pattern: str, meaning: str, convert: Kind[T]) -> Kind[T]:
 
 def _pairs(pattern: str, meaning: str, convert: Kind[T]) -> Kind[dict[str, T]]:
     """A kind of setting with one `name: value` a line."""
-    pair = _matching(pattern, meaning, lambda line: line.partition(":"))
+    pair = matching(pattern, meaning, lambda line: line.partition(":"))
 
     def setting(text: str) -> dict[str, T]:
         found = [pair(line.strip()) for line in text.splitlines() if line.strip()]
@@ -308,10 +310,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 INSIDE = r"(?!/)(?!(.*/)?\.\.(/|$)).+"
-_path_inside = _matching(INSIDE, "a path inside the checkout", str)
-_path_below = _matching(rf"(?!\.?/*$){INSIDE}", "a path below the checkout", str)
-_positive_number = _matching(r"0*[1-9]\d{0,8}", "a whole number of 1 or more", int)
-_duration = _matching(
+_path_inside = matching(INSIDE, "a path inside the checkout", str)
+_path_below = matching(rf"(?!\.?/*$){INSIDE}", "a path below the checkout", str)
+_positive_number = matching(r"0*[1-9]\d{0,8}", "a whole number of 1 or more", int)
+_duration = matching(
     r"\d{0,8}[1-9]\d{0,8}(\.\d+)?|\d{1,9}\.\d*[1-9]\d*",
     "a number of seconds, as in 30 or 2.5",
     float,
@@ -351,7 +353,7 @@ class PullSection(Step):
     remote: str = _option(str, "origin")
     branch: str = _option(str, "main")
     timeout: float = _option(_duration, "120")
-    retries: int = _option(_matching(r"\d{1,9}", "a whole number", int), "2")
+    retries: int = _option(matching(r"\d{1,9}", "a whole number", int), "2")
 
 
 @dataclass(frozen=True)
@@ -379,7 +381,7 @@ class MigrateSection(Step):
     command: CommandLines = _option(_command_lines, "python manage.py migrate --noinput")
     lock_timeout: float = _option(_duration, "2")
     reverse_on_failure: bool = _option(
-        _matching("yes|no", "yes or no", lambda text: text == "yes"), "no"
+        matching("yes|no", "yes or no", lambda text: text == "yes"), "no"
     )
     timeout: float = _option(_duration, "3600")
 
@@ -412,7 +414,7 @@ class RestartSection(Step):
 @dataclass(frozen=True)
 class HealthSection:
     url: str = _option(
-        _matching(r"(https?://[^/\s]+(/\S*)?)?", "a URL, as in http://127.0.0.1:8000/", str),
+        matching(r"(https?://[^/\s]+(/\S*)?)?", "a URL, as in http://127.0.0.1:8000/", str),
         "http://127.0.0.1:8000/admin/login/",
     )
     host: str = _option(str, "")
@@ -420,7 +422,7 @@ class HealthSection:
         _pairs(r"[\w-]+:.*", "a header, as in X-Forwarded-Proto: https", str),
         "X-Forwarded-Proto: https",
     )
-    expect: int = _option(_matching(r"[1-5]\d\d", "an HTTP status, as in 200", int), "200")
+    expect: int = _option(matching(r"[1-5]\d\d", "an HTTP status, as in 200", int), "200")
     contains: str = _option(str, "")
     timeout: float = _option(_duration, "5")
     deadline: float = _option(_duration, "30")
@@ -476,10 +478,10 @@ class RestoreSection:
 @dataclass(frozen=True)
 class NotifySection:
     on: str = _option(
-        _matching("failure|recovery|always", "one of failure, recovery and always", str), "failure"
+        matching("failure|recovery|always", "one of failure, recovery and always", str), "failure"
     )
     webhook: str = _option(
-        _matching(r"([A-Za-z_]\w*)?", "the name of a variable in .env, which holds the URL", str),
+        matching(r"([A-Za-z_]\w*)?", "the name of a variable in .env, which holds the URL", str),
         "",
     )
     command: CommandLines = _option(_command_lines, "")
@@ -2935,29 +2937,23 @@ UNDO: dict[
 
 DAY = 86_400  # seconds
 ROOM = 1 << 30  # bytes of disk that must be free
-Finding = tuple[str, str]  # what is wrong, and its remedy
+Finding = tuple[object, str, str]  # whether it is so, what is wrong then, and its remedy
 
 
 def preview(site: Site, asked: str) -> int:
     """Say what a deployment would do; nothing is started that changes anything."""
     site.check_place()
-    section, live = site.settings.pull, site.releases.live_name()
+    section = site.settings.pull
     remote, branch = section.remote, asked or section.branch
-    refs = [
-        f"refs/heads/{branch}",
-        f"refs/tags/{branch}^{{}}",
-        f"refs/tags/{branch}",
-    ]  # ^{}: commit
-    said = site.git.ask("ls-remote", "--", remote, *refs) or ""
-    listed = dict(line.split("\t")[::-1] for line in said.splitlines())
-    revision = next((listed[ref] for ref in refs if ref in listed), "") or site.git.commit(asked)
-    if not revision:
-        raise Failure(
-            f"{remote} has no {branch}, or cannot be reached", f"try: git ls-remote {remote}"
-        )
+    refs = (f"heads/{branch}", f"tags/{branch}^{{}}", f"tags/{branch}")  # ^{}: a tag's commit
+    answers = (site.git.ask("ls-remote", "--", remote, f"refs/{ref}") for ref in refs)
+    revision = next(filter(None, answers), "").partition("\t")[0] or site.git.commit(asked)
+    require(
+        revision, f"{remote} has no {branch}, or cannot be reached", f"try: git ls-remote {remote}"
+    )
     say(
-        f"would deploy {revision[:7]} ({branch}); live is {live or 'nothing'}; "
-        "nothing is changed now"
+        f"would deploy {revision[:7]} ({branch}); "
+        f"live is {site.releases.live_name() or 'nothing'}; nothing is changed now"
     )
     own = {
         "env": [f"read {plural(len(site.variables), 'variable')}"],
@@ -2973,39 +2969,22 @@ def preview(site: Site, asked: str) -> int:
     return OK
 
 
-def ask_checks(site: Site, release: Release) -> dict[str, Answer]:
-    """What the commands of [status] checks found: their last line, and whether they ended well."""
-    found: dict[str, Answer] = {}
+def _ask(site: Site, lines: CommandLines, place: Release, timeout: float) -> Answer:
+    """Whether commands end well, and what they wrote, or the last of it and how they ended."""
+    try:
+        return True, site.run(lines, place, timeout, quiet=True)
+    except Failure as error:
+        return False, error.last if isinstance(error, CommandFailed) else error.what
+
+
+def _ask_all(site: Site, holder: str) -> dict[str, Answer]:
+    """What is asked about the site and all that it needs, each with its answer."""
+    answers = {"health": ask_health(site)}
+    place = site.releases.live() or site.checkout
     for name, lines in site.settings.status.checks.items():
-        try:
-            said = site.run(lines, release, site.settings.status.timeout, quiet=True)
-            found[name] = True, (said.splitlines() or ["it ended with status 0"])[-1]
-        except Failure as error:
-            found[name] = False, error.last if isinstance(error, CommandFailed) else error.what
-    return found
-
-
-def certificate(site: Site) -> float | None:
-    """The days that the site's certificate is good; None without HTTPS, SSLError when refused."""
-    import ssl
-
-    name = next((each.lstrip(".") for each in site.hosts), "localhost")
-    with contextlib.suppress(ConnectionError, TimeoutError):
-        with (
-            socket.create_connection(("127.0.0.1", 443), 5) as raw,
-            ssl.create_default_context().wrap_socket(raw, server_hostname=name) as tls,
-        ):
-            ends = str((tls.getpeercert() or {})["notAfter"])
-        return (ssl.cert_time_to_seconds(ends) - time.time()) / DAY
-    return None
-
-
-def show_status(site: Site, as_json: bool = False) -> int:
-    """What is live, since when, whether it and all that it needs is well, who holds the lock."""
-    live, holder = site.releases.live(), site.lock.holder(site.journal)
-    entry = site.history.last(live.name if live else "-")
+        good, said = _ask(site, lines, place, site.settings.status.timeout)
+        answers[name] = good, said.rpartition("\n")[2] or "it ended with status 0"
     free = shutil.disk_usage(site.root).free
-    answers = {"health": ask_health(site), **ask_checks(site, live or site.checkout)}
     answers["disk"] = free >= ROOM, f"{free / 1e9:.1f} GB free"
     if site.maintenance.exists():
         remedy = "end it: python3 deploy.py maintenance off"
@@ -3014,61 +2993,70 @@ def show_status(site: Site, as_json: bool = False) -> int:
     if site.journal.run and not holder:
         acts = ", ".join(act["act"] for act in site.journal.begun) or "nothing"
         what = f"a {site.journal.run.get('command')} was cut off, or could not take back: {acts}"
-        answers["unfinished"] = (
-            False,
-            f"{what}; the next run puts it right: python3 deploy.py restart",
-        )
-    healthy = bool(live) and all(good for good, _ in answers.values())
+        remedy = "the next run puts it right: python3 deploy.py restart"
+        answers["unfinished"] = False, f"{what}; {remedy}"
+    return answers
+
+
+def show_status(site: Site, as_json: bool = False) -> int:
+    """What is live, since when, whether it and all that it needs is well, who holds the lock."""
+    live, holder = site.releases.live_name(), site.lock.holder(site.journal)
+    entry, answers = site.history.last(live or "-"), _ask_all(site, holder)
+    healthy = live != "" and all(good for good, _ in answers.values())
     if as_json:
         found = {key: vars(entry)[key] or None for key in ("revision", "subject", "ended", "by")}
-        found |= {"release": live.name if live else None, "healthy": healthy, "lock": holder}
+        found |= {"release": live or None, "healthy": healthy, "lock": holder}
         checks = {key: {"good": good, "saw": clean(saw)} for key, (good, saw) in answers.items()}
         console.show(json.dumps(found | {"checks": checks}, indent=2))
     else:
-        rows = {"live": f"{live.name if live else 'nothing'}  {entry.subject}".rstrip()}
-        rows["since"] = f"{entry.ended or 'unknown'}, deployed by {entry.by or 'unknown'}"
-        rows |= {key: f"{'good' if good else 'BAD'}: {saw}" for key, (good, saw) in answers.items()}
-        for name, text in {**rows, "lock": holder or "free"}.items():
-            console.show(clean(f"{name:<11} {text}"))
+        rows = {
+            "live": f"{live or 'nothing'}  {entry.subject}".rstrip(),
+            "since": f"{entry.ended or 'unknown'}, deployed by {entry.by or 'unknown'}",
+            **{key: f"{'good' if good else 'BAD'}: {saw}" for key, (good, saw) in answers.items()},
+            "lock": holder or "free",
+        }
+        for key, text in rows.items():
+            console.show(clean(f"{key:<11} {text}"))
     return OK if healthy else FAILED
 
 
 def show_history(site: Site, as_json: bool = False) -> int:
     """The deployments, newest last, with the time that each step took."""
     for entry in site.history.entries():
-        what = [each for each in (entry.command, entry.result) if each not in ("deploy", "live")]
-        what = what if entry.failed() else what[-1:]  # restarted, backed up, restored
-        place = entry.by.rpartition(", ")[2].split(" ")[0]
-        row = f"{entry.started}  {' '.join(what) or 'live':<11}  {entry.revision[:7]:<7}  "
-        row += f"{entry.seconds:6.1f} s  {place:<8}  "
-        if as_json:
-            row = json.dumps(asdict(entry))
-        elif console.terminal:
-            width = shutil.get_terminal_size().columns - 1
-            row = fit(clean(f"{row}{bar(entry.steps, width // 8)}  {entry.subject}"), width)
-        else:
-            took = " ".join(f"{step} {seconds:.1f}" for step, seconds in entry.steps.items())
-            row = clean(f"{row}{entry.subject}{f'  ({took})' if took else ''}")
-        console.show(row)
+        console.show(json.dumps(asdict(entry)) if as_json else _row(entry))
     return OK
 
 
-def bar(steps: Mapping[str, float], width: int) -> str:
-    """The steps' shares of their time, each drawn with its first letter, a second S as capital."""
-    drawn, passed, total = "", 0.0, sum(steps.values()) or 1
-    for step, took in steps.items():
-        passed += took
-        letter = step[:1].upper() if step[:1] in drawn else step[:1]
-        drawn += letter * (round(passed / total * width) - len(drawn))
-    return drawn.ljust(width)
+def _row(entry: Entry) -> str:
+    what = [each for each in (entry.command, entry.result) if each not in ("deploy", "live")]
+    what = what if entry.failed() else what[-1:]  # restarted, backed up, restored
+    place = entry.by.rpartition(", ")[2].split(" ")[0]
+    row = (
+        f"{entry.started}  {' '.join(what) or 'live':<11}  {entry.revision[:7]:<7}  "
+        f"{entry.seconds:6.1f} s  {place:<8}  "
+    )
+    if console.terminal:
+        width = shutil.get_terminal_size().columns - 1
+        return fit(clean(f"{row}{_bar(entry.steps, width // 8)}  {entry.subject}"), width)
+    took = " ".join(f"{step} {seconds:.1f}" for step, seconds in entry.steps.items())
+    return clean(f"{row}{entry.subject}{f'  ({took})' if took else ''}")
+
+
+def _bar(steps: Mapping[str, float], width: int) -> str:
+    """The steps' shares of their time, each drawn with its first letter; of static a capital."""
+    whole = sum(steps.values()) or 1
+    drawn = "".join(
+        ("S" if step == "static" else step[:1]) * round(took / whole * width)
+        for step, took in steps.items()
+    )
+    return drawn[:width].ljust(width)
 
 
 def show_logs(site: Site, release: str = "", follow: bool = False) -> int:
     """The log of a deployment, the newest by default; with -f what is still written to it."""
     started = release.split("-")[0]
     found = [each for each in site.logs.glob("*.log") if each.name.startswith(started)]
-    if not found:
-        raise Failure("there is no such log", "history shows the deployments that there were")
+    require(found, "there is no such log", "history shows the deployments that there were")
     newest = max(found, key=lambda path: path.stat().st_mtime)
     with open(newest, encoding="utf-8", errors="replace") as lines:
         following = True
@@ -3101,146 +3089,165 @@ def run_manage(site: Site, arguments: Sequence[str]) -> int:
     os.execvpe("python", ["python", "manage.py", *arguments], dict(live.environment))
 
 
-def find_missing(site: Site) -> Iterator[Finding]:
-    """The programs and rights that a deployment needs and this user lacks."""
-    programs = dict.fromkeys(["git", *(argv[0] for argv in site.settings.step_commands())])
-    for tool in programs:
-        if tool != "python" and not shutil.which(tool, path=site.base["PATH"]):
-            yield f"{tool} is not installed, or not in PATH", INSTALLED_BY.get(tool, "install it")
-    docker = [("docker", "compose", "version"), ("docker", "ps", "--quiet")]
-    tries = [*(docker if "docker" in programs else []), *site.settings.restart.sudo("--list")]
-    for command in tries:
-        try:
-            site.commands.run(command, site.root, site.base, 60, quiet=True)
-        except CommandFailed as error:
-            yield error.what, f"sudo python3 {SCRIPT} setup, then log in again"
-        except Failure:
-            continue  # that it is not installed was said
+def check_server(site: Site, quiet: bool = False) -> int:
+    """Is this server ready to deploy, and is all well? All at once, with remedies; 0 if so."""
+    bare = Release(site.root, "", site.root, site.base)  # the checkout, whatever is in its .env
+    problems = _worded("problem", _find_problems(site, bare))
+    advice: list[str] = []
+    if not problems and not quiet:
+        advice = ["ready to deploy", *_worded("advice", _find_advice(site, bare))]
+    for line in problems + advice:
+        console.show(clean(line))
+    return FAILED if problems else OK
 
 
-def find_problems(site: Site) -> Iterator[Finding]:
-    """What would make a deployment fail, as far as it can be known beforehand."""
-    yield from find_missing(site)
-    section, releases = site.settings.pull, site.releases
-    lock, there = (
-        site.root / site.settings.deploy.project / "Pipfile.lock",
-        f"{section.remote}/{section.branch}",
-    )
+def _worded(kind: str, findings: Iterable[Finding]) -> list[str]:
+    return [f"{kind}: {what}; {remedy}" for is_so, what, remedy in findings if is_so]
+
+
+def _find_problems(site: Site, bare: Release) -> Iterator[Finding]:
+    """What would make a deployment fail, as far as it can be known beforehand; and alarms."""
+    remote, branch = site.settings.pull.remote, site.settings.pull.branch
+    lock = site.root / site.settings.deploy.project / "Pipfile.lock"
     looks: tuple[Callable[[], object], ...] = (
         site.check_place,
         lambda: site.variables,
-        lambda: find_python(site, lock),
-        lambda: site.git.check_fast_forward(section.branch, there, "HEAD"),
+        lambda: lock.exists() and find_python(site, lock),
+        lambda: site.git.check_fast_forward(branch, f"{remote}/{branch}", "HEAD"),
     )
     for look in looks:
         try:
             look()
-        except FileNotFoundError as error:
-            yield f"{error.filename} is not there", RELOCK
         except Failure as error:
-            yield "; ".join((error.what, *error.details)), error.remedy
+            yield True, "; ".join((error.what, *error.details)), error.remedy
+    yield from _find_missing(site, bare)
+    yield from [
+        (not lock.exists(), f"{lock} is not there", RELOCK),
+        (
+            site.releases.current.is_symlink() and not site.releases.live_name(),
+            f"{site.releases.current} leads to no release that is there",
+            "deploy: python3 deploy.py",
+        ),
+        (
+            shutil.disk_usage(site.root).free < ROOM,
+            "less than 1 GiB of disk space is free",
+            "make room, as with docker system prune",
+        ),
+        (
+            not site.git.ask("ls-remote", "--", remote, f"refs/heads/{branch}"),
+            "the remote branch cannot be read",
+            f"try: git ls-remote {remote}",
+        ),
+    ]
     with contextlib.suppress(Failure):  # of `.env`, which was said
-        good, saw = ask_health(site) if releases.live_name() else (True, "")
-        if not good:
-            remedy = "see journalctl -u gunicorn, and python3 deploy.py logs"
-            yield f"the site is not healthy: {saw}", remedy
-    if releases.current.is_symlink() and not releases.live_name():
-        yield f"{releases.current} leads to no release that is there", "deploy: python3 deploy.py"
-    for folder in (site.root, site.workspace):
-        if folder.exists() and not os.access(folder, os.W_OK):
-            yield (
-                f"{folder} cannot be written to",
-                f"sudo chown -R {user_name(os.geteuid())} {folder}",
-            )
-    if shutil.disk_usage(site.root).free < ROOM:
-        yield "less than 1 GiB of disk space is free", "make room, as with docker system prune"
-    if not site.git.ask("ls-remote", "--", section.remote, f"refs/heads/{section.branch}"):
-        yield "the remote branch cannot be read", f"try: git ls-remote {section.remote}"
+        yield from _find_alarms(site)
 
 
-def find_alarms(site: Site) -> Iterator[Finding]:
+def _find_missing(site: Site, bare: Release) -> Iterator[Finding]:
+    """The programs and rights that a deployment needs and this user lacks."""
+    commands = (("git",), *site.settings.step_commands(), *site.settings.restart.proxy)
+    programs = dict.fromkeys(argv[0] for argv in commands if argv[0] != "python")
+    there = [each for each in programs if shutil.which(each, path=site.base["PATH"])]
+    for tool in programs:
+        remedy = INSTALLED_BY.get(tool, "install it")
+        yield tool not in there, f"{tool} is not installed, or not in PATH", remedy
+    docker = (("docker", "compose", "version"), ("docker", "ps", "--quiet"))
+    tries = (argv for argv in (*docker, *site.settings.restart.sudo("--list")) if argv[0] in there)
+    for argv in tries:
+        good, saw = _ask(site, (argv,), bare, 60)
+        remedy = f"sudo python3 {SCRIPT} setup, then log in again"
+        yield not good, f"`{shlex.join(argv)}` says: {saw}", remedy
+    for folder in filter(Path.exists, (site.root, site.workspace)):
+        remedy = f"sudo chown -R {user_name(os.geteuid())} {folder}"
+        yield not os.access(folder, os.W_OK), f"{folder} cannot be written to", remedy
+
+
+def _find_alarms(site: Site) -> list[Finding]:
     """What is wrong now, although a deployment would succeed."""
-    webhook = site.settings.notify.webhook
-    if site.variables.get("DEBUG", "").lower() in ("true", "yes", "on", "1"):
-        yield "DEBUG is on: visitors see settings and source", "DEBUG=False in .env, then deploy"
-    if webhook and webhook not in site.variables:
-        yield (
+    webhook, debug = site.settings.notify.webhook, site.variables.get("DEBUG", "")
+    good, saw = ask_health(site) if site.releases.live_name() else (True, "")
+    deployments = [entry for entry in site.history.entries() if entry.command == "deploy"]
+    last = (deployments or [Entry()])[-1]
+    return [
+        (
+            not good,
+            f"the site is not healthy: {saw}",
+            "see journalctl -u gunicorn, and python3 deploy.py logs",
+        ),
+        (
+            debug.lower() in ("true", "yes", "on", "1"),
+            "DEBUG is on: visitors see settings and source",
+            "DEBUG=False in .env, then deploy",
+        ),
+        (
+            webhook and webhook not in site.variables,
             f"[notify] webhook names {webhook}, which {site.settings.env.file} does not have",
             "write it there",
-        )
-    deployments = [entry for entry in site.history.entries() if entry.command == "deploy"]
-    for last in (each for each in deployments[-1:] if each.failed()):
-        yield (
+        ),
+        (
+            last.failed(),
             f"the last deployment, {last.started}: {last.result}, {last.message}",
             "mend it and push",
-        )
+        ),
+        _look_at_certificate(site),
+    ]
+
+
+def _look_at_certificate(site: Site) -> Finding:
+    import ssl
+
+    name = next((each.lstrip(".") for each in site.hosts), "localhost")
     try:
-        days = certificate(site)
-        if days is not None and days < 14:
-            yield f"the certificate ends in {days:.0f} days", "sudo certbot renew"
+        with (
+            socket.create_connection(("127.0.0.1", 443), 5) as raw,
+            ssl.create_default_context().wrap_socket(raw, server_hostname=name) as tls,
+        ):
+            ends = str((tls.getpeercert() or {})["notAfter"])
+    except (ConnectionError, TimeoutError):
+        return False, "the site is not served over HTTPS", "sudo certbot --nginx"
     except OSError as error:  # SSLError is one
-        yield f"browsers refuse the certificate: {error}", "sudo certbot --nginx"
+        return True, f"browsers refuse the certificate: {error}", "sudo certbot --nginx"
+    days = (ssl.cert_time_to_seconds(ends) - time.time()) / DAY
+    return days < 14, f"the certificate ends in {days:.0f} days", "sudo certbot renew"
 
 
-def find_advice(site: Site) -> Iterator[Finding]:
+def _find_advice(site: Site, bare: Release) -> list[Finding]:
     """What a careful operator would mend."""
-    if live := site.releases.live():
-        try:
-            site.run(site.settings.check.command, live, site.settings.check.timeout, quiet=True)
-        except CommandFailed as error:
-            for line in (
-                each for each in error.details if re.match(r"\| .*\(\w+\.[WEC]\d+\)", each)
-            ):
-                yield (
-                    f"Django says {line.strip('| ?:').split('. ')[0]}",
-                    "see python3 deploy.py manage check --deploy",
-                )
+    live, section = site.releases.live(), site.settings.check
+    passed, saw = _ask(site, section.command, live, section.timeout) if live else (True, "")
     ages = [time.time() - each.stat().st_mtime for each in site.backups.glob("*.dump")]
-    if site.settings.backup.command and min(ages, default=math.inf) > 2 * DAY:
-        yield (
+    backed_up = not site.settings.backup.command or min(ages, default=math.inf) < 2 * DAY
+    listening = _ask(site, (("ss", "-Hltn"),), bare, 10)[1]
+    outside = r"(?m)^LISTEN +\d+ +\d+ +(?!127\.|\[::ffff:127\.|\[::1\])\S+:(\d+)"
+    ports = set(map(int, re.findall(outside, listening)))
+    apt = (("apt-config", "dump", "APT::Periodic::Unattended-Upgrade"),)
+    known, updates = _ask(site, apt, bare, 10)
+    return [
+        (not passed, f"Django says: {saw}", "see python3 deploy.py manage check --deploy"),
+        (
+            not backed_up,
             "there is no backup of the last two days",
             "have cron make one every night: see the README",
-        )
-    with contextlib.suppress(OSError):
-        if certificate(site) is None:
-            yield "the site is not served over HTTPS", "sudo certbot --nginx: see the README"
-    yield from find_exposure(site)
-
-
-def find_exposure(site: Site) -> Iterator[Finding]:
-    """What lets strangers in: open ports, and updates that nobody installs."""
-
-    def ask(*argv: str) -> str | None:
-        with contextlib.suppress(Failure):
-            return site.commands.run(argv, site.root, site.base, 10, quiet=True)
-        return None
-
-    places = {line.split()[3].rpartition(":") for line in (ask("ss", "-Hltn") or "").splitlines()}
-    local = re.compile(r"127\.|\[(::ffff:127\.|::1\])")
-    ports = {int(port) for host, _, port in places if not local.match(host)}
-    for port in sorted(ports - {22, 80, 443}):
-        yield (
-            f"port {port} is open to every address",
-            "bind it to 127.0.0.1, or close it in the firewall",
-        )
-    upgrades = ask("apt-config", "dump", "APT::Periodic::Unattended-Upgrade")
-    if upgrades is not None and '"1"' not in upgrades:
-        yield (
+        ),
+        (
+            443 not in ports,
+            "the site is not served over HTTPS",
+            "sudo certbot --nginx: see the README",
+        ),
+        *(
+            (
+                True,
+                f"port {port} is open to every address",
+                "bind it to 127.0.0.1, or close it in the firewall",
+            )
+            for port in sorted(ports - {22, 80, 443})
+        ),
+        (
+            known and '"1"' not in updates,
             "security updates do not install themselves",
             "sudo apt-get install unattended-upgrades",
-        )
-
-
-def check_server(site: Site, quiet: bool = False) -> int:
-    """Is this server ready to deploy, and is all well? All at once, with remedies; 0 if so."""
-    wrong = list(find_problems(site)) or list(find_alarms(site))
-    lines = [f"problem: {what}; {remedy}" for what, remedy in wrong]
-    if not wrong and not quiet:
-        advice = [f"advice: {what}; {remedy}" for what, remedy in find_advice(site)]
-        lines = ["ready to deploy", *advice]
-    for line in lines:
-        console.show(clean(line))
-    return FAILED if wrong else OK
+        ),
+    ]
 
 
 # ----------------------------------------------------------------------------------------- set-up
@@ -3554,21 +3561,10 @@ def setup(site: Site, dry_run: bool = False, timer: bool = False) -> int:
 # ----------------------------------------------------------------------------------- command line
 
 
-def finite_seconds(text: str) -> float:
-    """A finite number of seconds, 0 or more, of the command line."""
-    number = float(text)
-    if not 0 <= number < 1e9:
-        raise ValueError(text)
-    return number
-
-
-def flag(help_text: str) -> dict[str, Any]:
-    """A flag of the command line."""
+def _flag(help_text: str) -> dict[str, Any]:
     return {"action": "store_true", "help": help_text}
 
 
-RELEASE = {"nargs": "?", "default": "", "help": "a release of the history"}
-WAIT = "wait so long for another run to end (default: do not wait)"
 # The arguments of all commands, under the names that the commands have for them.
 ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "revision": (
@@ -3577,30 +3573,38 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     ),
     "if_changed": (
         ("--if-changed",),
-        flag("do and say nothing unless the branch, .env or the settings changed"),
+        _flag("do and say nothing unless the branch, .env or the settings changed"),
     ),
-    "dry_run": (("--dry-run",), flag("say what would be done, change nothing")),
+    "dry_run": (("--dry-run",), _flag("say what would be done, change nothing")),
     "wait": (
         ("--wait",),
-        {"type": finite_seconds, "default": 0.0, "metavar": "SECONDS", "help": WAIT},
+        {
+            "type": matching(r"\d{1,9}(\.\d+)?", "a number of seconds", float),
+            "default": 0.0,
+            "metavar": "SECONDS",
+            "help": "wait so long for another run to end (default: do not wait)",
+        },
     ),
-    "release": (("release",), RELEASE),
+    "release": (
+        ("release",),
+        {"nargs": "?", "default": "", "help": "a release of the history"},
+    ),
     "reverse_migrations": (
         ("--reverse-migrations",),
-        flag("reverse the migrations that separate the releases, after a backup"),
+        _flag("reverse the migrations that separate the releases, after a backup"),
     ),
     "file": (
         ("file",),
         {"type": Path, "metavar": "FILE", "help": "a backup, as those in .deploy/backups"},
     ),
-    "yes": (("--yes",), flag("do it: what the database holds now is replaced")),
-    "test": (("--test",), flag("restore it beside the database, and drop it again")),
-    "as_json": (("--json",), {"dest": "as_json", **flag("for programs")}),
-    "follow": (("-f", "--follow"), flag("go on while it is written")),
+    "yes": (("--yes",), _flag("do it: what the database holds now is replaced")),
+    "test": (("--test",), _flag("restore it beside the database, and drop it again")),
+    "as_json": (("--json",), {"dest": "as_json", **_flag("for programs")}),
+    "follow": (("-f", "--follow"), _flag("go on while it is written")),
     "state": (("state",), {"choices": ["on", "off"]}),
-    "quiet": (("-q", "--quiet"), flag("say nothing unless there is a problem")),
+    "quiet": (("-q", "--quiet"), _flag("say nothing unless there is a problem")),
     "arguments": (("arguments",), {"nargs": argparse.REMAINDER, "metavar": "ARGS"}),
-    "timer": (("--timer",), flag("deploy what is new every five minutes, too")),
+    "timer": (("--timer",), _flag("deploy what is new every five minutes, too")),
 }
 COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
     "deploy": (deploy, "revision if_changed dry_run wait"),
@@ -3639,25 +3643,21 @@ def parse_arguments(argv: Sequence[str]) -> dict[str, Any]:
         for argument in arguments.split():
             flags, options = ARGUMENTS[argument]
             added.add_argument(*flags, **options)
-    at = 0
+    parser.set_defaults(command="deploy")
+    at = 0  # of the first word that is no settings file
     while at < len(argv) and argv[at].startswith(("-c", "--config")):
         at += 2 if argv[at] in ("-c", "--config") else 1
-    rest = list(argv[at:])
-    flags_first = rest[:1] == [] or (rest[0].startswith("-") and rest[0] not in ("-h", "--help"))
-    if at <= len(argv) and flags_first:
-        rest.insert(0, "deploy")  # so that `deploy.py --wait 60` is understood
-    return vars(parser.parse_args([*argv[:at], *rest]))
+    words = [*argv]
+    if words[at:] and words[at].startswith("-") and words[at] not in ("-h", "--help"):
+        words.insert(at, "deploy")  # so that `deploy.py --wait 60` is understood
+    return vars(parser.parse_args(words))
 
 
 def sentence(failure: Failure) -> str:
     """What failed, what is live, and what to do, as one line that is shown whole."""
-    live = failure.live
-    if not live and failure.status in (LOCKED, MISTAKE):
-        live = "nothing was touched"
-    rest = clean("; ".join(filter(None, (live, failure.remedy))))
-    what = clean(failure.message())
-    room = WIDTH - 20 - len(rest)
-    return f"{what if len(what) <= room else what[:room] + '…'}; {rest}"
+    untouched = "nothing was touched" if failure.status in (LOCKED, MISTAKE) else ""
+    rest = clean("; ".join(filter(None, (failure.live or untouched, failure.remedy))))
+    return f"{fit(clean(failure.message()), WIDTH - 20 - len(rest))}; {rest}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
