@@ -263,15 +263,26 @@ Kind = Callable[[str], T]  # the value of a setting's text; ValueError says what
 def matching(pattern: str, meaning: str, convert: Kind[T]) -> Kind[T]:
     """A kind of setting whose text matches the pattern as a whole."""
 
-    def parse(text: str) -> T:
+    def setting(text: str) -> T:
         if not re.fullmatch(pattern, text):
             raise ValueError(f"{text!r} is not {meaning}")
         return convert(text)
 
-    return parse
+    return setting
 
 
-def command_lines(text: str) -> CommandLines:
+def _pairs(pattern: str, meaning: str, convert: Kind[T]) -> Kind[dict[str, T]]:
+    """A kind of setting with one `name: value` a line."""
+    pair = matching(pattern, meaning, lambda line: line.partition(":"))
+
+    def setting(text: str) -> dict[str, T]:
+        found = [pair(line.strip()) for line in text.splitlines() if line.strip()]
+        return {name: convert(value.strip()) for name, _, value in found}
+
+    return setting
+
+
+def _command_lines(text: str) -> CommandLines:
     """One command a line, each split as a shell would split it, never given to a shell."""
     try:
         return tuple(tuple(shlex.split(line)) for line in text.splitlines() if line.strip())
@@ -279,8 +290,7 @@ def command_lines(text: str) -> CommandLines:
         raise ValueError(f"cannot be split into words: {str(error).lower()}") from None
 
 
-def step_order(text: str) -> tuple[str, ...]:
-    """The names of steps: env and pull first, restart last, none twice."""
+def _step_order(text: str) -> tuple[str, ...]:
     steps = tuple(text.split())
     for step in (each for each in steps if each not in STEP_NAMES):
         raise ValueError(f"{step!r} is not a step{nearest(step, STEP_NAMES)}")
@@ -289,126 +299,111 @@ def step_order(text: str) -> tuple[str, ...]:
     return steps
 
 
+def _shared_paths(text: str) -> tuple[str, ...]:
+    return tuple(map(_path_below, text.split()))
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean …?` for the known name that is nearest to `name`, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def pairs(pattern: str, meaning: str, convert: Kind[T]) -> Kind[dict[str, T]]:
-    """A kind of setting with one `name: value` a line."""
-    pair = matching(pattern, meaning, lambda line: line.partition(":"))
-
-    def parse(text: str) -> dict[str, T]:
-        found = [pair(line.strip()) for line in text.splitlines() if line.strip()]
-        return {name: convert(value.strip()) for name, _, value in found}
-
-    return parse
-
-
-def shared_paths(text: str) -> tuple[str, ...]:
-    """Paths inside the checkout, one a word."""
-    return tuple(path_below(word) for word in text.split())
-
-
 INSIDE = r"(?!/)(?!(.*/)?\.\.(/|$)).+"
-path_inside = matching(INSIDE, "a path inside the checkout", str)
-path_below = matching(rf"(?!\.?/*$){INSIDE}", "a path below the checkout", str)
-SECONDS = r"\d{0,8}[1-9]\d{0,8}(\.\d+)?|\d{1,9}\.\d*[1-9]\d*"
-duration = matching(SECONDS, "a number of seconds, as in 30 or 2.5", float)
-whole_number = matching(r"\d{1,9}", "a whole number", int)
-positive_number = matching(r"0*[1-9]\d{0,8}", "a whole number of 1 or more", int)
+_path_inside = matching(INSIDE, "a path inside the checkout", str)
+_path_below = matching(rf"(?!\.?/*$){INSIDE}", "a path below the checkout", str)
+_positive_number = matching(r"0*[1-9]\d{0,8}", "a whole number of 1 or more", int)
+_duration = matching(
+    r"\d{0,8}[1-9]\d{0,8}(\.\d+)?|\d{1,9}\.\d*[1-9]\d*",
+    "a number of seconds, as in 30 or 2.5",
+    float,
+)
 
 
-def option(kind: Kind[T], default: str) -> T:
+def _option(kind: Kind[T], default: str) -> T:
     """A key of deploy.ini: its kind, and its default as the shipped file shows it."""
     return field(default_factory=lambda: kind(default), metadata={"kind": kind, "default": default})
 
 
 @dataclass(frozen=True)
-class Section:
-    """A section of deploy.ini, which a subclass describes with a field a key."""
-
-
-@dataclass(frozen=True)
-class Step(Section):
+class Step:
     """The section of a step: the operator's own commands before and after it."""
 
-    before: CommandLines = option(command_lines, "")
-    after: CommandLines = option(command_lines, "")
+    before: CommandLines = _option(_command_lines, "")
+    after: CommandLines = _option(_command_lines, "")
 
 
 @dataclass(frozen=True)
-class DeploySection(Section):
-    steps: tuple[str, ...] = option(step_order, " ".join(STEP_NAMES))
-    workspace: str = option(path_below, ".deploy")
-    project: str = option(path_inside, ".")
-    shared: tuple[str, ...] = option(shared_paths, ".env logs/ media/")
-    keep_releases: int = option(positive_number, "5")
-    keep_logs: int = option(positive_number, "100")
+class DeploySection:
+    steps: tuple[str, ...] = _option(_step_order, " ".join(STEP_NAMES))
+    workspace: str = _option(_path_below, ".deploy")
+    project: str = _option(_path_inside, ".")
+    shared: tuple[str, ...] = _option(_shared_paths, ".env logs/ media/")
+    keep_releases: int = _option(_positive_number, "5")
+    keep_logs: int = _option(_positive_number, "100")
 
 
 @dataclass(frozen=True)
 class EnvSection(Step):
-    file: str = option(path_below, ".env")
+    file: str = _option(_path_below, ".env")
 
 
 @dataclass(frozen=True)
 class PullSection(Step):
-    remote: str = option(str, "origin")
-    branch: str = option(str, "main")
-    timeout: float = option(duration, "120")
-    retries: int = option(whole_number, "2")
+    remote: str = _option(str, "origin")
+    branch: str = _option(str, "main")
+    timeout: float = _option(_duration, "120")
+    retries: int = _option(matching(r"\d{1,9}", "a whole number", int), "2")
 
 
 @dataclass(frozen=True)
 class InstallSection(Step):
-    python: str = option(str, "")
-    command: CommandLines = option(command_lines, "pipenv install --deploy")
-    timeout: float = option(duration, "900")
+    python: str = _option(str, "")
+    command: CommandLines = _option(_command_lines, "pipenv install --deploy")
+    timeout: float = _option(_duration, "900")
 
 
 @dataclass(frozen=True)
 class ServicesSection(Step):
-    command: CommandLines = option(command_lines, "docker compose up --detach --wait")
-    timeout: float = option(duration, "300")
+    command: CommandLines = _option(_command_lines, "docker compose up --detach --wait")
+    timeout: float = _option(_duration, "300")
 
 
 @dataclass(frozen=True)
 class StaticSection(Step):
-    command: CommandLines = option(command_lines, "python manage.py collectstatic --noinput")
-    timeout: float = option(duration, "300")
+    command: CommandLines = _option(_command_lines, "python manage.py collectstatic --noinput")
+    timeout: float = _option(_duration, "300")
 
 
 @dataclass(frozen=True)
 class MigrateSection(Step):
-    shell: CommandLines = option(command_lines, "python manage.py shell --verbosity 0")
-    command: CommandLines = option(command_lines, "python manage.py migrate --noinput")
-    lock_timeout: float = option(duration, "2")
-    reverse_on_failure: bool = option(
+    shell: CommandLines = _option(_command_lines, "python manage.py shell --verbosity 0")
+    command: CommandLines = _option(_command_lines, "python manage.py migrate --noinput")
+    lock_timeout: float = _option(_duration, "2")
+    reverse_on_failure: bool = _option(
         matching("yes|no", "yes or no", lambda text: text == "yes"), "no"
     )
-    timeout: float = option(duration, "3600")
+    timeout: float = _option(_duration, "3600")
 
 
 @dataclass(frozen=True)
 class RestartSection(Step):
-    candidate: CommandLines = option(
-        command_lines,
+    candidate: CommandLines = _option(
+        _command_lines,
         "gunicorn --preload --name candidate --no-control-socket --bind unix:{socket} "
         "forms.wsgi:application",
     )
-    command: CommandLines = option(
-        command_lines,
+    command: CommandLines = _option(
+        _command_lines,
         "sudo -n systemctl restart gunicorn-standby\n"
         "sudo -n systemctl restart gunicorn\n"
         "sudo -n systemctl stop --no-block gunicorn-standby",
     )
-    process: str = option(str, "gunicorn")
-    proxy: CommandLines = option(
-        command_lines, "sudo -n nginx -t\nsudo -n systemctl reload-or-restart nginx"
+    process: str = _option(str, "gunicorn")
+    proxy: CommandLines = _option(
+        _command_lines, "sudo -n nginx -t\nsudo -n systemctl reload-or-restart nginx"
     )
-    timeout: float = option(duration, "120")
+    timeout: float = _option(_duration, "120")
 
     def sudo(self, *options: str) -> list[tuple[str, ...]]:
         """The commands that run with sudo, and need a right to."""
@@ -417,29 +412,29 @@ class RestartSection(Step):
 
 
 @dataclass(frozen=True)
-class HealthSection(Section):
-    url: str = option(
+class HealthSection:
+    url: str = _option(
         matching(r"(https?://[^/\s]+(/\S*)?)?", "a URL, as in http://127.0.0.1:8000/", str),
         "http://127.0.0.1:8000/admin/login/",
     )
-    host: str = option(str, "")
-    headers: dict[str, str] = option(
-        pairs(r"[\w-]+:.*", "a header, as in X-Forwarded-Proto: https", str),
+    host: str = _option(str, "")
+    headers: dict[str, str] = _option(
+        _pairs(r"[\w-]+:.*", "a header, as in X-Forwarded-Proto: https", str),
         "X-Forwarded-Proto: https",
     )
-    expect: int = option(matching(r"[1-5]\d\d", "an HTTP status, as in 200", int), "200")
-    contains: str = option(str, "")
-    timeout: float = option(duration, "5")
-    deadline: float = option(duration, "30")
+    expect: int = _option(matching(r"[1-5]\d\d", "an HTTP status, as in 200", int), "200")
+    contains: str = _option(str, "")
+    timeout: float = _option(_duration, "5")
+    deadline: float = _option(_duration, "30")
 
 
 @dataclass(frozen=True)
-class StatusSection(Section):
-    checks: dict[str, CommandLines] = option(
-        pairs(
+class StatusSection:
+    checks: dict[str, CommandLines] = _option(
+        _pairs(
             r"[\w-]+:\s*\S.*",
             "a name and its command, as in nginx: systemctl is-active nginx",
-            command_lines,
+            _command_lines,
         ),
         "gunicorn: systemctl is-active gunicorn\n"
         "nginx: systemctl is-active nginx\n"
@@ -448,50 +443,50 @@ class StatusSection(Section):
         "database: python manage.py shell -v 0 -c "
         "'from django.db import connection; connection.ensure_connection()'",
     )
-    timeout: float = option(duration, "20")
+    timeout: float = _option(_duration, "20")
 
 
 @dataclass(frozen=True)
-class CheckSection(Section):
-    command: CommandLines = option(
-        command_lines, "python manage.py check --deploy --fail-level WARNING"
+class CheckSection:
+    command: CommandLines = _option(
+        _command_lines, "python manage.py check --deploy --fail-level WARNING"
     )
-    timeout: float = option(duration, "60")
+    timeout: float = _option(_duration, "60")
 
 
 @dataclass(frozen=True)
-class BackupSection(Section):
-    command: CommandLines = option(
-        command_lines,
+class BackupSection:
+    command: CommandLines = _option(
+        _command_lines,
         "docker exec postgresql sh -c "
         '\'exec pg_dump --format=custom --compress=zstd -U "$POSTGRES_USER" "$POSTGRES_DB"\'',
     )
-    verify: CommandLines = option(
-        command_lines, "docker exec -i postgresql pg_restore --file=/dev/null"
+    verify: CommandLines = _option(
+        _command_lines, "docker exec -i postgresql pg_restore --file=/dev/null"
     )
-    timeout: float = option(duration, "1800")
-    keep: int = option(positive_number, "10")
-    after: CommandLines = option(command_lines, "")
+    timeout: float = _option(_duration, "1800")
+    keep: int = _option(_positive_number, "10")
+    after: CommandLines = _option(_command_lines, "")
 
 
 @dataclass(frozen=True)
-class RestoreSection(Section):
-    command: CommandLines = option(command_lines, "sh postgresql/restore.sh {act} {database}")
-    timeout: float = option(duration, "7200")
+class RestoreSection:
+    command: CommandLines = _option(_command_lines, "sh postgresql/restore.sh {act} {database}")
+    timeout: float = _option(_duration, "7200")
 
 
 @dataclass(frozen=True)
-class NotifySection(Section):
-    on: str = option(
+class NotifySection:
+    on: str = _option(
         matching("failure|recovery|always", "one of failure, recovery and always", str), "failure"
     )
-    webhook: str = option(
+    webhook: str = _option(
         matching(r"([A-Za-z_]\w*)?", "the name of a variable in .env, which holds the URL", str),
         "",
     )
-    command: CommandLines = option(command_lines, "")
-    timeout: float = option(duration, "5")
-    journal: str = option(str, "/run/systemd/journal/socket")
+    command: CommandLines = _option(_command_lines, "")
+    timeout: float = _option(_duration, "5")
+    journal: str = _option(str, "/run/systemd/journal/socket")
 
 
 @dataclass(frozen=True)
@@ -524,16 +519,9 @@ SECTIONS: dict[str, Any] = {each.name: each.default_factory for each in fields(S
 
 def read_settings(path: Path) -> Settings:
     """The settings of a file; the Failure lists every mistake of the file with its line."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise Failure(
-            f"{path} cannot be read: {reason}", "name the settings file with -c", MISTAKE
-        ) from None
     mistakes: list[tuple[int, str]] = []
     chosen: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
-    for at, section, key, text in parse_ini(lines, mistakes):
+    for at, section, key, text in _parse_ini(path, mistakes):
         kinds = {each.name: each.metadata["kind"] for each in fields(SECTIONS[section])}
         try:
             if key not in kinds:
@@ -544,27 +532,24 @@ def read_settings(path: Path) -> Settings:
             chosen[section][key] = kinds[key](text)
         except ValueError as error:
             mistakes.append((at, f"[{section}] {key} {error}"))
-    if mistakes:
-        raise mistaken(path, mistakes)
+    refuse(path, mistakes)
     return Settings(**{section: SECTIONS[section](**chosen[section]) for section in SECTIONS})
 
 
-def parse_ini(
-    lines: Sequence[str], mistakes: list[tuple[int, str]]
-) -> Iterator[tuple[int, str, str, str]]:
+def _parse_ini(path: Path, mistakes: list[tuple[int, str]]) -> Iterator[tuple[int, str, str, str]]:
     """The line, section, key and text of each setting, one that is set twice two times."""
-    at = 0
-
-    def counted() -> Iterator[str]:
-        nonlocal at
-        for line in lines:
-            at += 1
-            yield f"{line}\n"
-
     parser = configparser.ConfigParser(interpolation=None, strict=False, default_section="")
-    setattr(parser, "optionxform", lambda key: f"{at} {key.lower()}")  # noqa: B010 - as documented
     try:
-        parser.read_file(counted())
+        lines = path.read_text(encoding="utf-8").split("\n")
+        unread = deque(lines)
+        setattr(  # noqa: B010 - as documented: it sees each key when its line has been read
+            parser, "optionxform", lambda key: f"{len(lines) - len(unread)} {key.lower()}"
+        )
+        parser.read_file(unread.popleft() for _ in lines)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", "it is not UTF-8")
+        remedy = "name the settings file with -c"
+        raise Failure(f"{path} cannot be read: {reason}", remedy, MISTAKE) from None
     except configparser.MissingSectionHeaderError as error:
         mistakes.append((error.lineno, "stands before the first [section]"))
     except configparser.ParsingError as error:
@@ -575,21 +560,18 @@ def parse_ini(
                 line, _, key = key.partition(" ")
                 yield int(line), name, key, text.strip()
         else:
-            header = next(each for each in lines if each.strip().startswith(f"[{name}]"))
-            mistakes.append(
-                (lines.index(header) + 1, f"[{name}] is not a section{nearest(name, SECTIONS)}")
+            headers = (
+                at for at, line in enumerate(lines, 1) if line.lstrip().startswith(f"[{name}]")
             )
+            mistakes.append((next(headers), f"[{name}] is not a section{nearest(name, SECTIONS)}"))
 
 
-def mistaken(path: Path, mistakes: Iterable[tuple[int, str]]) -> Failure:
-    """All mistakes of a file, each with its line, as one Failure."""
+def refuse(path: Path, mistakes: Iterable[tuple[int, str]]) -> None:
+    """Failure with all mistakes of a file, each with its line, if there are any."""
     details = [f"{path}, line {at}: {what}" for at, what in sorted(mistakes)]
-    return Failure(
-        f"{path} has {plural(len(details), 'mistake')}",
-        "mend the lines named above",
-        MISTAKE,
-        details,
-    )
+    if details:
+        what = f"{path} has {plural(len(details), 'mistake')}"
+        raise Failure(what, "mend the lines named above", MISTAKE, details)
 
 
 def plural(number: int, noun: str) -> str:
@@ -604,6 +586,7 @@ NONCHARACTERS = "".join(
 )
 # What systemd and Compose read differently, or nobody could mean, with the way to write it.
 REFUSED_LINES = (
+    (r".*[\udc80-\udcff].*", "is not UTF-8: save the file as UTF-8"),
     (r"\ufeff.*", "begins with a byte order mark: save the file as UTF-8 without one"),
     (r".*\r", "ends as Windows ends lines: sed -i 's/\\r$//' on the file mends all of them"),
     (r"#.*\\", "a comment that ends with \\ hides the next line from systemd: remove the \\"),
@@ -634,22 +617,16 @@ REFUSED_VALUES = (
 def read_env(path: Path) -> dict[str, str]:
     """The variables of a `.env`; the Failure names each line that is not read alike by all."""
     try:
-        mode, text = path.stat().st_mode, path.read_bytes().decode("utf-8")
+        mode, text = path.stat().st_mode, path.read_bytes().decode("utf-8", "surrogateescape")
     except OSError as error:
-        raise Failure(
-            f"{path} cannot be read: {error.strerror}",
-            "write it, one NAME=value a line, and chmod 600 it",
-            MISTAKE,
-        ) from None
-    except UnicodeDecodeError as error:
-        at = error.object.count(b"\n", 0, error.start) + 1
-        raise Failure(f"{path}, line {at}: not UTF-8", "save the file as UTF-8", MISTAKE) from None
-    if mode & 0o007:
-        raise Failure(
-            f"{path} holds secrets, and everyone on this machine may read it",
-            f"chmod 600 {path}",
-            MISTAKE,
-        )
+        remedy = "write it, one NAME=value a line, and chmod 600 it"
+        raise Failure(f"{path} cannot be read: {error.strerror}", remedy, MISTAKE) from None
+    require(
+        not mode & 0o007,
+        f"{path} holds secrets, and everyone on this machine may read it",
+        f"chmod 600 {path}",
+        MISTAKE,
+    )
     values: dict[str, str] = {}
     mistakes = []
     for at, line in enumerate(text.split("\n"), start=1):
@@ -657,8 +634,7 @@ def read_env(path: Path) -> dict[str, str]:
             read_assignment(line, values)
         except ValueError as error:
             mistakes.append((at, str(error)))
-    if mistakes:
-        raise mistaken(path, mistakes)
+    refuse(path, mistakes)
     return values
 
 
@@ -698,13 +674,14 @@ def secrets_in(variables: Mapping[str, str]) -> set[str]:
 def secrets_in_url(text: str) -> set[str]:
     """The password of a URL (up to the last @), a user that is a token, and values of its query."""
     # up to the last @; where several URLs are joined without a space, of each of them, too
-    joined = (r"://(\S*)@", r"://((?:(?!://)\S)*)@")
-    logins = [each.partition(":") for one in joined for each in re.findall(one, text)]
-    found = {password or (user if len(user) > 11 else "") for user, _, password in logins}
-    found |= {user for user, _, _ in logins if RANDOM_LOOK.fullmatch(user)}
-    if "://" in text:
-        found |= set(re.findall(r"[?&][^=&\s]+=([^&#\s]{6,})", text))
-    return (found | {unquote(each) for each in found}) - {""}
+    ends = (r"://(\S*)@", r"://((?:(?!://)\S)*)@")
+    logins = [login.partition(":") for end in ends for login in re.findall(end, text)]
+    found = {
+        *(password or user for user, _, password in logins if password or len(user) > 11),
+        *(user for user, _, _ in logins if RANDOM_LOOK.fullmatch(user)),
+        *re.findall(r"[?&][^=&\s]+=([^&#\s]{6,})", text),
+    }
+    return found | set(map(unquote, found))
 
 
 CONTROL = re.compile(r"\x1b\[[\d;?]*[A-Za-z]|[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # moves a cursor
@@ -714,31 +691,29 @@ class Redactor:
     """Replaces secrets in all that is said, also as Python, JSON, a URL or a shell quotes them."""
 
     def __init__(self) -> None:
-        self.secrets: set[str] = set()
+        self.forms: set[bytes] = set()
         self.pattern = re.compile(rb"(?!)")
         self.longest = 0  # bytes of the longest secret, in its longest form
 
     def hide(self, secrets: Iterable[str]) -> None:
         """Replace these from now on, too."""
-        self.secrets |= set(secrets) - {""}
-        forms = {form for secret in self.secrets for form in quoted_forms(secret)}
-        forms |= {CONTROL.sub(" ", form) for form in forms}
+        for secret in set(secrets) - {""}:
+            self.forms |= _quoted_forms(secret)
         alone = rb"(?<!\w)%s(?!\w)"  # a short one could be a part of any word
         patterns = [
-            (b"%s" if len(form) > 8 else alone) % re.escape(form.encode("utf-8", "replace"))
-            for form in sorted(forms, key=len, reverse=True)
+            (b"%s" if len(form) > 8 else alone) % re.escape(form)
+            for form in sorted(self.forms, key=len, reverse=True)
         ]
         self.pattern = re.compile(b"|".join(patterns) or rb"(?!)")
-        self.longest = max((len(form.encode("utf-8", "replace")) for form in forms), default=0)
+        self.longest = max(map(len, self.forms), default=0)
 
     def mask(self, text: str) -> str:
         """The text without its secrets."""
         return self.pattern.sub(b"***", text.encode("utf-8", "replace")).decode()
 
 
-def quoted_forms(secret: str) -> set[str]:
-    """A text as programs write it in their messages."""
-    return {
+def _quoted_forms(secret: str) -> set[bytes]:
+    forms = {
         secret,
         repr(secret)[1:-1],
         ascii(secret)[1:-1],
@@ -750,6 +725,8 @@ def quoted_forms(secret: str) -> set[str]:
         quote(secret, safe="", errors="replace"),
         quote_plus(secret, errors="replace"),
     }
+    shown = forms | {CONTROL.sub(" ", form) for form in forms}
+    return {form.encode("utf-8", "replace") for form in shown}
 
 
 redactor = Redactor()
@@ -2960,29 +2937,23 @@ UNDO: dict[
 
 DAY = 86_400  # seconds
 ROOM = 1 << 30  # bytes of disk that must be free
-Finding = tuple[str, str]  # what is wrong, and its remedy
+Finding = tuple[object, str, str]  # whether it is so, what is wrong then, and its remedy
 
 
 def preview(site: Site, asked: str) -> int:
     """Say what a deployment would do; nothing is started that changes anything."""
     site.check_place()
-    section, live = site.settings.pull, site.releases.live_name()
+    section = site.settings.pull
     remote, branch = section.remote, asked or section.branch
-    refs = [
-        f"refs/heads/{branch}",
-        f"refs/tags/{branch}^{{}}",
-        f"refs/tags/{branch}",
-    ]  # ^{}: commit
-    said = site.git.ask("ls-remote", "--", remote, *refs) or ""
-    listed = dict(line.split("\t")[::-1] for line in said.splitlines())
-    revision = next((listed[ref] for ref in refs if ref in listed), "") or site.git.commit(asked)
-    if not revision:
-        raise Failure(
-            f"{remote} has no {branch}, or cannot be reached", f"try: git ls-remote {remote}"
-        )
+    refs = (f"heads/{branch}", f"tags/{branch}^{{}}", f"tags/{branch}")  # ^{}: a tag's commit
+    answers = (site.git.ask("ls-remote", "--", remote, f"refs/{ref}") for ref in refs)
+    revision = next(filter(None, answers), "").partition("\t")[0] or site.git.commit(asked)
+    require(
+        revision, f"{remote} has no {branch}, or cannot be reached", f"try: git ls-remote {remote}"
+    )
     say(
-        f"would deploy {revision[:7]} ({branch}); live is {live or 'nothing'}; "
-        "nothing is changed now"
+        f"would deploy {revision[:7]} ({branch}); "
+        f"live is {site.releases.live_name() or 'nothing'}; nothing is changed now"
     )
     own = {
         "env": [f"read {plural(len(site.variables), 'variable')}"],
@@ -2998,39 +2969,22 @@ def preview(site: Site, asked: str) -> int:
     return OK
 
 
-def ask_checks(site: Site, release: Release) -> dict[str, Answer]:
-    """What the commands of [status] checks found: their last line, and whether they ended well."""
-    found: dict[str, Answer] = {}
+def _ask(site: Site, lines: CommandLines, place: Release, timeout: float) -> Answer:
+    """Whether commands end well, and what they wrote, or the last of it and how they ended."""
+    try:
+        return True, site.run(lines, place, timeout, quiet=True)
+    except Failure as error:
+        return False, error.last if isinstance(error, CommandFailed) else error.what
+
+
+def _ask_all(site: Site, holder: str) -> dict[str, Answer]:
+    """What is asked about the site and all that it needs, each with its answer."""
+    answers = {"health": ask_health(site)}
+    place = site.releases.live() or site.checkout
     for name, lines in site.settings.status.checks.items():
-        try:
-            said = site.run(lines, release, site.settings.status.timeout, quiet=True)
-            found[name] = True, (said.splitlines() or ["it ended with status 0"])[-1]
-        except Failure as error:
-            found[name] = False, error.last if isinstance(error, CommandFailed) else error.what
-    return found
-
-
-def certificate(site: Site) -> float | None:
-    """The days that the site's certificate is good; None without HTTPS, SSLError when refused."""
-    import ssl
-
-    name = next((each.lstrip(".") for each in site.hosts), "localhost")
-    with contextlib.suppress(ConnectionError, TimeoutError):
-        with (
-            socket.create_connection(("127.0.0.1", 443), 5) as raw,
-            ssl.create_default_context().wrap_socket(raw, server_hostname=name) as tls,
-        ):
-            ends = str((tls.getpeercert() or {})["notAfter"])
-        return (ssl.cert_time_to_seconds(ends) - time.time()) / DAY
-    return None
-
-
-def show_status(site: Site, as_json: bool = False) -> int:
-    """What is live, since when, whether it and all that it needs is well, who holds the lock."""
-    live, holder = site.releases.live(), site.lock.holder(site.journal)
-    entry = site.history.last(live.name if live else "-")
+        good, said = _ask(site, lines, place, site.settings.status.timeout)
+        answers[name] = good, said.rpartition("\n")[2] or "it ended with status 0"
     free = shutil.disk_usage(site.root).free
-    answers = {"health": ask_health(site), **ask_checks(site, live or site.checkout)}
     answers["disk"] = free >= ROOM, f"{free / 1e9:.1f} GB free"
     if site.maintenance.exists():
         remedy = "end it: python3 deploy.py maintenance off"
@@ -3039,61 +2993,70 @@ def show_status(site: Site, as_json: bool = False) -> int:
     if site.journal.run and not holder:
         acts = ", ".join(act["act"] for act in site.journal.begun) or "nothing"
         what = f"a {site.journal.run.get('command')} was cut off, or could not take back: {acts}"
-        answers["unfinished"] = (
-            False,
-            f"{what}; the next run puts it right: python3 deploy.py restart",
-        )
-    healthy = bool(live) and all(good for good, _ in answers.values())
+        remedy = "the next run puts it right: python3 deploy.py restart"
+        answers["unfinished"] = False, f"{what}; {remedy}"
+    return answers
+
+
+def show_status(site: Site, as_json: bool = False) -> int:
+    """What is live, since when, whether it and all that it needs is well, who holds the lock."""
+    live, holder = site.releases.live_name(), site.lock.holder(site.journal)
+    entry, answers = site.history.last(live or "-"), _ask_all(site, holder)
+    healthy = live != "" and all(good for good, _ in answers.values())
     if as_json:
         found = {key: vars(entry)[key] or None for key in ("revision", "subject", "ended", "by")}
-        found |= {"release": live.name if live else None, "healthy": healthy, "lock": holder}
+        found |= {"release": live or None, "healthy": healthy, "lock": holder}
         checks = {key: {"good": good, "saw": clean(saw)} for key, (good, saw) in answers.items()}
         console.show(json.dumps(found | {"checks": checks}, indent=2))
     else:
-        rows = {"live": f"{live.name if live else 'nothing'}  {entry.subject}".rstrip()}
-        rows["since"] = f"{entry.ended or 'unknown'}, deployed by {entry.by or 'unknown'}"
-        rows |= {key: f"{'good' if good else 'BAD'}: {saw}" for key, (good, saw) in answers.items()}
-        for name, text in {**rows, "lock": holder or "free"}.items():
-            console.show(clean(f"{name:<11} {text}"))
+        rows = {
+            "live": f"{live or 'nothing'}  {entry.subject}".rstrip(),
+            "since": f"{entry.ended or 'unknown'}, deployed by {entry.by or 'unknown'}",
+            **{key: f"{'good' if good else 'BAD'}: {saw}" for key, (good, saw) in answers.items()},
+            "lock": holder or "free",
+        }
+        for key, text in rows.items():
+            console.show(clean(f"{key:<11} {text}"))
     return OK if healthy else FAILED
 
 
 def show_history(site: Site, as_json: bool = False) -> int:
     """The deployments, newest last, with the time that each step took."""
     for entry in site.history.entries():
-        what = [each for each in (entry.command, entry.result) if each not in ("deploy", "live")]
-        what = what if entry.failed() else what[-1:]  # restarted, backed up, restored
-        place = entry.by.rpartition(", ")[2].split(" ")[0]
-        row = f"{entry.started}  {' '.join(what) or 'live':<11}  {entry.revision[:7]:<7}  "
-        row += f"{entry.seconds:6.1f} s  {place:<8}  "
-        if as_json:
-            row = json.dumps(asdict(entry))
-        elif console.terminal:
-            width = shutil.get_terminal_size().columns - 1
-            row = fit(clean(f"{row}{bar(entry.steps, width // 8)}  {entry.subject}"), width)
-        else:
-            took = " ".join(f"{step} {seconds:.1f}" for step, seconds in entry.steps.items())
-            row = clean(f"{row}{entry.subject}{f'  ({took})' if took else ''}")
-        console.show(row)
+        console.show(json.dumps(asdict(entry)) if as_json else _row(entry))
     return OK
 
 
-def bar(steps: Mapping[str, float], width: int) -> str:
-    """The steps' shares of their time, each drawn with its first letter, a second S as capital."""
-    drawn, passed, total = "", 0.0, sum(steps.values()) or 1
-    for step, took in steps.items():
-        passed += took
-        letter = step[:1].upper() if step[:1] in drawn else step[:1]
-        drawn += letter * (round(passed / total * width) - len(drawn))
-    return drawn.ljust(width)
+def _row(entry: Entry) -> str:
+    what = [each for each in (entry.command, entry.result) if each not in ("deploy", "live")]
+    what = what if entry.failed() else what[-1:]  # restarted, backed up, restored
+    place = entry.by.rpartition(", ")[2].split(" ")[0]
+    row = (
+        f"{entry.started}  {' '.join(what) or 'live':<11}  {entry.revision[:7]:<7}  "
+        f"{entry.seconds:6.1f} s  {place:<8}  "
+    )
+    if console.terminal:
+        width = shutil.get_terminal_size().columns - 1
+        return fit(clean(f"{row}{_bar(entry.steps, width // 8)}  {entry.subject}"), width)
+    took = " ".join(f"{step} {seconds:.1f}" for step, seconds in entry.steps.items())
+    return clean(f"{row}{entry.subject}{f'  ({took})' if took else ''}")
+
+
+def _bar(steps: Mapping[str, float], width: int) -> str:
+    """The steps' shares of their time, each drawn with its first letter; of static a capital."""
+    whole = sum(steps.values()) or 1
+    drawn = "".join(
+        ("S" if step == "static" else step[:1]) * round(took / whole * width)
+        for step, took in steps.items()
+    )
+    return drawn[:width].ljust(width)
 
 
 def show_logs(site: Site, release: str = "", follow: bool = False) -> int:
     """The log of a deployment, the newest by default; with -f what is still written to it."""
     started = release.split("-")[0]
     found = [each for each in site.logs.glob("*.log") if each.name.startswith(started)]
-    if not found:
-        raise Failure("there is no such log", "history shows the deployments that there were")
+    require(found, "there is no such log", "history shows the deployments that there were")
     newest = max(found, key=lambda path: path.stat().st_mtime)
     with open(newest, encoding="utf-8", errors="replace") as lines:
         following = True
@@ -3126,146 +3089,165 @@ def run_manage(site: Site, arguments: Sequence[str]) -> int:
     os.execvpe("python", ["python", "manage.py", *arguments], dict(live.environment))
 
 
-def find_missing(site: Site) -> Iterator[Finding]:
-    """The programs and rights that a deployment needs and this user lacks."""
-    programs = dict.fromkeys(["git", *(argv[0] for argv in site.settings.step_commands())])
-    for tool in programs:
-        if tool != "python" and not shutil.which(tool, path=site.base["PATH"]):
-            yield f"{tool} is not installed, or not in PATH", INSTALLED_BY.get(tool, "install it")
-    docker = [("docker", "compose", "version"), ("docker", "ps", "--quiet")]
-    tries = [*(docker if "docker" in programs else []), *site.settings.restart.sudo("--list")]
-    for command in tries:
-        try:
-            site.commands.run(command, site.root, site.base, 60, quiet=True)
-        except CommandFailed as error:
-            yield error.what, f"sudo python3 {SCRIPT} setup, then log in again"
-        except Failure:
-            continue  # that it is not installed was said
+def check_server(site: Site, quiet: bool = False) -> int:
+    """Is this server ready to deploy, and is all well? All at once, with remedies; 0 if so."""
+    bare = Release(site.root, "", site.root, site.base)  # the checkout, whatever is in its .env
+    problems = _worded("problem", _find_problems(site, bare))
+    advice: list[str] = []
+    if not problems and not quiet:
+        advice = ["ready to deploy", *_worded("advice", _find_advice(site, bare))]
+    for line in problems + advice:
+        console.show(clean(line))
+    return FAILED if problems else OK
 
 
-def find_problems(site: Site) -> Iterator[Finding]:
-    """What would make a deployment fail, as far as it can be known beforehand."""
-    yield from find_missing(site)
-    section, releases = site.settings.pull, site.releases
-    lock, there = (
-        site.root / site.settings.deploy.project / "Pipfile.lock",
-        f"{section.remote}/{section.branch}",
-    )
+def _worded(kind: str, findings: Iterable[Finding]) -> list[str]:
+    return [f"{kind}: {what}; {remedy}" for is_so, what, remedy in findings if is_so]
+
+
+def _find_problems(site: Site, bare: Release) -> Iterator[Finding]:
+    """What would make a deployment fail, as far as it can be known beforehand; and alarms."""
+    remote, branch = site.settings.pull.remote, site.settings.pull.branch
+    lock = site.root / site.settings.deploy.project / "Pipfile.lock"
     looks: tuple[Callable[[], object], ...] = (
         site.check_place,
         lambda: site.variables,
-        lambda: find_python(site, lock),
-        lambda: site.git.check_fast_forward(section.branch, there, "HEAD"),
+        lambda: lock.exists() and find_python(site, lock),
+        lambda: site.git.check_fast_forward(branch, f"{remote}/{branch}", "HEAD"),
     )
     for look in looks:
         try:
             look()
-        except FileNotFoundError as error:
-            yield f"{error.filename} is not there", RELOCK
         except Failure as error:
-            yield "; ".join((error.what, *error.details)), error.remedy
+            yield True, "; ".join((error.what, *error.details)), error.remedy
+    yield from _find_missing(site, bare)
+    yield from [
+        (not lock.exists(), f"{lock} is not there", RELOCK),
+        (
+            site.releases.current.is_symlink() and not site.releases.live_name(),
+            f"{site.releases.current} leads to no release that is there",
+            "deploy: python3 deploy.py",
+        ),
+        (
+            shutil.disk_usage(site.root).free < ROOM,
+            "less than 1 GiB of disk space is free",
+            "make room, as with docker system prune",
+        ),
+        (
+            not site.git.ask("ls-remote", "--", remote, f"refs/heads/{branch}"),
+            "the remote branch cannot be read",
+            f"try: git ls-remote {remote}",
+        ),
+    ]
     with contextlib.suppress(Failure):  # of `.env`, which was said
-        good, saw = ask_health(site) if releases.live_name() else (True, "")
-        if not good:
-            remedy = "see journalctl -u gunicorn, and python3 deploy.py logs"
-            yield f"the site is not healthy: {saw}", remedy
-    if releases.current.is_symlink() and not releases.live_name():
-        yield f"{releases.current} leads to no release that is there", "deploy: python3 deploy.py"
-    for folder in (site.root, site.workspace):
-        if folder.exists() and not os.access(folder, os.W_OK):
-            yield (
-                f"{folder} cannot be written to",
-                f"sudo chown -R {user_name(os.geteuid())} {folder}",
-            )
-    if shutil.disk_usage(site.root).free < ROOM:
-        yield "less than 1 GiB of disk space is free", "make room, as with docker system prune"
-    if not site.git.ask("ls-remote", "--", section.remote, f"refs/heads/{section.branch}"):
-        yield "the remote branch cannot be read", f"try: git ls-remote {section.remote}"
+        yield from _find_alarms(site)
 
 
-def find_alarms(site: Site) -> Iterator[Finding]:
+def _find_missing(site: Site, bare: Release) -> Iterator[Finding]:
+    """The programs and rights that a deployment needs and this user lacks."""
+    commands = (("git",), *site.settings.step_commands(), *site.settings.restart.proxy)
+    programs = dict.fromkeys(argv[0] for argv in commands if argv[0] != "python")
+    there = [each for each in programs if shutil.which(each, path=site.base["PATH"])]
+    for tool in programs:
+        remedy = INSTALLED_BY.get(tool, "install it")
+        yield tool not in there, f"{tool} is not installed, or not in PATH", remedy
+    docker = (("docker", "compose", "version"), ("docker", "ps", "--quiet"))
+    tries = (argv for argv in (*docker, *site.settings.restart.sudo("--list")) if argv[0] in there)
+    for argv in tries:
+        good, saw = _ask(site, (argv,), bare, 60)
+        remedy = f"sudo python3 {SCRIPT} setup, then log in again"
+        yield not good, f"`{shlex.join(argv)}` says: {saw}", remedy
+    for folder in filter(Path.exists, (site.root, site.workspace)):
+        remedy = f"sudo chown -R {user_name(os.geteuid())} {folder}"
+        yield not os.access(folder, os.W_OK), f"{folder} cannot be written to", remedy
+
+
+def _find_alarms(site: Site) -> list[Finding]:
     """What is wrong now, although a deployment would succeed."""
-    webhook = site.settings.notify.webhook
-    if site.variables.get("DEBUG", "").lower() in ("true", "yes", "on", "1"):
-        yield "DEBUG is on: visitors see settings and source", "DEBUG=False in .env, then deploy"
-    if webhook and webhook not in site.variables:
-        yield (
+    webhook, debug = site.settings.notify.webhook, site.variables.get("DEBUG", "")
+    good, saw = ask_health(site) if site.releases.live_name() else (True, "")
+    deployments = [entry for entry in site.history.entries() if entry.command == "deploy"]
+    last = (deployments or [Entry()])[-1]
+    return [
+        (
+            not good,
+            f"the site is not healthy: {saw}",
+            "see journalctl -u gunicorn, and python3 deploy.py logs",
+        ),
+        (
+            debug.lower() in ("true", "yes", "on", "1"),
+            "DEBUG is on: visitors see settings and source",
+            "DEBUG=False in .env, then deploy",
+        ),
+        (
+            webhook and webhook not in site.variables,
             f"[notify] webhook names {webhook}, which {site.settings.env.file} does not have",
             "write it there",
-        )
-    deployments = [entry for entry in site.history.entries() if entry.command == "deploy"]
-    for last in (each for each in deployments[-1:] if each.failed()):
-        yield (
+        ),
+        (
+            last.failed(),
             f"the last deployment, {last.started}: {last.result}, {last.message}",
             "mend it and push",
-        )
+        ),
+        _look_at_certificate(site),
+    ]
+
+
+def _look_at_certificate(site: Site) -> Finding:
+    import ssl
+
+    name = next((each.lstrip(".") for each in site.hosts), "localhost")
     try:
-        days = certificate(site)
-        if days is not None and days < 14:
-            yield f"the certificate ends in {days:.0f} days", "sudo certbot renew"
+        with (
+            socket.create_connection(("127.0.0.1", 443), 5) as raw,
+            ssl.create_default_context().wrap_socket(raw, server_hostname=name) as tls,
+        ):
+            ends = str((tls.getpeercert() or {})["notAfter"])
+    except (ConnectionError, TimeoutError):
+        return False, "the site is not served over HTTPS", "sudo certbot --nginx"
     except OSError as error:  # SSLError is one
-        yield f"browsers refuse the certificate: {error}", "sudo certbot --nginx"
+        return True, f"browsers refuse the certificate: {error}", "sudo certbot --nginx"
+    days = (ssl.cert_time_to_seconds(ends) - time.time()) / DAY
+    return days < 14, f"the certificate ends in {days:.0f} days", "sudo certbot renew"
 
 
-def find_advice(site: Site) -> Iterator[Finding]:
+def _find_advice(site: Site, bare: Release) -> list[Finding]:
     """What a careful operator would mend."""
-    if live := site.releases.live():
-        try:
-            site.run(site.settings.check.command, live, site.settings.check.timeout, quiet=True)
-        except CommandFailed as error:
-            for line in (
-                each for each in error.details if re.match(r"\| .*\(\w+\.[WEC]\d+\)", each)
-            ):
-                yield (
-                    f"Django says {line.strip('| ?:').split('. ')[0]}",
-                    "see python3 deploy.py manage check --deploy",
-                )
+    live, section = site.releases.live(), site.settings.check
+    passed, saw = _ask(site, section.command, live, section.timeout) if live else (True, "")
     ages = [time.time() - each.stat().st_mtime for each in site.backups.glob("*.dump")]
-    if site.settings.backup.command and min(ages, default=math.inf) > 2 * DAY:
-        yield (
+    backed_up = not site.settings.backup.command or min(ages, default=math.inf) < 2 * DAY
+    listening = _ask(site, (("ss", "-Hltn"),), bare, 10)[1]
+    outside = r"(?m)^LISTEN +\d+ +\d+ +(?!127\.|\[::ffff:127\.|\[::1\])\S+:(\d+)"
+    ports = set(map(int, re.findall(outside, listening)))
+    apt = (("apt-config", "dump", "APT::Periodic::Unattended-Upgrade"),)
+    known, updates = _ask(site, apt, bare, 10)
+    return [
+        (not passed, f"Django says: {saw}", "see python3 deploy.py manage check --deploy"),
+        (
+            not backed_up,
             "there is no backup of the last two days",
             "have cron make one every night: see the README",
-        )
-    with contextlib.suppress(OSError):
-        if certificate(site) is None:
-            yield "the site is not served over HTTPS", "sudo certbot --nginx: see the README"
-    yield from find_exposure(site)
-
-
-def find_exposure(site: Site) -> Iterator[Finding]:
-    """What lets strangers in: open ports, and updates that nobody installs."""
-
-    def ask(*argv: str) -> str | None:
-        with contextlib.suppress(Failure):
-            return site.commands.run(argv, site.root, site.base, 10, quiet=True)
-        return None
-
-    places = {line.split()[3].rpartition(":") for line in (ask("ss", "-Hltn") or "").splitlines()}
-    local = re.compile(r"127\.|\[(::ffff:127\.|::1\])")
-    ports = {int(port) for host, _, port in places if not local.match(host)}
-    for port in sorted(ports - {22, 80, 443}):
-        yield (
-            f"port {port} is open to every address",
-            "bind it to 127.0.0.1, or close it in the firewall",
-        )
-    upgrades = ask("apt-config", "dump", "APT::Periodic::Unattended-Upgrade")
-    if upgrades is not None and '"1"' not in upgrades:
-        yield (
+        ),
+        (
+            443 not in ports,
+            "the site is not served over HTTPS",
+            "sudo certbot --nginx: see the README",
+        ),
+        *(
+            (
+                True,
+                f"port {port} is open to every address",
+                "bind it to 127.0.0.1, or close it in the firewall",
+            )
+            for port in sorted(ports - {22, 80, 443})
+        ),
+        (
+            known and '"1"' not in updates,
             "security updates do not install themselves",
             "sudo apt-get install unattended-upgrades",
-        )
-
-
-def check_server(site: Site, quiet: bool = False) -> int:
-    """Is this server ready to deploy, and is all well? All at once, with remedies; 0 if so."""
-    wrong = list(find_problems(site)) or list(find_alarms(site))
-    lines = [f"problem: {what}; {remedy}" for what, remedy in wrong]
-    if not wrong and not quiet:
-        advice = [f"advice: {what}; {remedy}" for what, remedy in find_advice(site)]
-        lines = ["ready to deploy", *advice]
-    for line in lines:
-        console.show(clean(line))
-    return FAILED if wrong else OK
+        ),
+    ]
 
 
 # ----------------------------------------------------------------------------------------- set-up
@@ -3579,21 +3561,10 @@ def setup(site: Site, dry_run: bool = False, timer: bool = False) -> int:
 # ----------------------------------------------------------------------------------- command line
 
 
-def finite_seconds(text: str) -> float:
-    """A finite number of seconds, 0 or more, of the command line."""
-    number = float(text)
-    if not 0 <= number < 1e9:
-        raise ValueError(text)
-    return number
-
-
-def flag(help_text: str) -> dict[str, Any]:
-    """A flag of the command line."""
+def _flag(help_text: str) -> dict[str, Any]:
     return {"action": "store_true", "help": help_text}
 
 
-RELEASE = {"nargs": "?", "default": "", "help": "a release of the history"}
-WAIT = "wait so long for another run to end (default: do not wait)"
 # The arguments of all commands, under the names that the commands have for them.
 ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "revision": (
@@ -3602,30 +3573,38 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     ),
     "if_changed": (
         ("--if-changed",),
-        flag("do and say nothing unless the branch, .env or the settings changed"),
+        _flag("do and say nothing unless the branch, .env or the settings changed"),
     ),
-    "dry_run": (("--dry-run",), flag("say what would be done, change nothing")),
+    "dry_run": (("--dry-run",), _flag("say what would be done, change nothing")),
     "wait": (
         ("--wait",),
-        {"type": finite_seconds, "default": 0.0, "metavar": "SECONDS", "help": WAIT},
+        {
+            "type": matching(r"\d{1,9}(\.\d+)?", "a number of seconds", float),
+            "default": 0.0,
+            "metavar": "SECONDS",
+            "help": "wait so long for another run to end (default: do not wait)",
+        },
     ),
-    "release": (("release",), RELEASE),
+    "release": (
+        ("release",),
+        {"nargs": "?", "default": "", "help": "a release of the history"},
+    ),
     "reverse_migrations": (
         ("--reverse-migrations",),
-        flag("reverse the migrations that separate the releases, after a backup"),
+        _flag("reverse the migrations that separate the releases, after a backup"),
     ),
     "file": (
         ("file",),
         {"type": Path, "metavar": "FILE", "help": "a backup, as those in .deploy/backups"},
     ),
-    "yes": (("--yes",), flag("do it: what the database holds now is replaced")),
-    "test": (("--test",), flag("restore it beside the database, and drop it again")),
-    "as_json": (("--json",), {"dest": "as_json", **flag("for programs")}),
-    "follow": (("-f", "--follow"), flag("go on while it is written")),
+    "yes": (("--yes",), _flag("do it: what the database holds now is replaced")),
+    "test": (("--test",), _flag("restore it beside the database, and drop it again")),
+    "as_json": (("--json",), {"dest": "as_json", **_flag("for programs")}),
+    "follow": (("-f", "--follow"), _flag("go on while it is written")),
     "state": (("state",), {"choices": ["on", "off"]}),
-    "quiet": (("-q", "--quiet"), flag("say nothing unless there is a problem")),
+    "quiet": (("-q", "--quiet"), _flag("say nothing unless there is a problem")),
     "arguments": (("arguments",), {"nargs": argparse.REMAINDER, "metavar": "ARGS"}),
-    "timer": (("--timer",), flag("deploy what is new every five minutes, too")),
+    "timer": (("--timer",), _flag("deploy what is new every five minutes, too")),
 }
 COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
     "deploy": (deploy, "revision if_changed dry_run wait"),
@@ -3664,25 +3643,21 @@ def parse_arguments(argv: Sequence[str]) -> dict[str, Any]:
         for argument in arguments.split():
             flags, options = ARGUMENTS[argument]
             added.add_argument(*flags, **options)
-    at = 0
+    parser.set_defaults(command="deploy")
+    at = 0  # of the first word that is no settings file
     while at < len(argv) and argv[at].startswith(("-c", "--config")):
         at += 2 if argv[at] in ("-c", "--config") else 1
-    rest = list(argv[at:])
-    flags_first = rest[:1] == [] or (rest[0].startswith("-") and rest[0] not in ("-h", "--help"))
-    if at <= len(argv) and flags_first:
-        rest.insert(0, "deploy")  # so that `deploy.py --wait 60` is understood
-    return vars(parser.parse_args([*argv[:at], *rest]))
+    words = [*argv]
+    if words[at:] and words[at].startswith("-") and words[at] not in ("-h", "--help"):
+        words.insert(at, "deploy")  # so that `deploy.py --wait 60` is understood
+    return vars(parser.parse_args(words))
 
 
 def sentence(failure: Failure) -> str:
     """What failed, what is live, and what to do, as one line that is shown whole."""
-    live = failure.live
-    if not live and failure.status in (LOCKED, MISTAKE):
-        live = "nothing was touched"
-    rest = clean("; ".join(filter(None, (live, failure.remedy))))
-    what = clean(failure.message())
-    room = WIDTH - 20 - len(rest)
-    return f"{what if len(what) <= room else what[:room] + '…'}; {rest}"
+    untouched = "nothing was touched" if failure.status in (LOCKED, MISTAKE) else ""
+    rest = clean("; ".join(filter(None, (failure.live or untouched, failure.remedy))))
+    return f"{fit(clean(failure.message()), WIDTH - 20 - len(rest))}; {rest}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -34,15 +34,9 @@ class ParseTest(unittest.TestCase):
         self.assertEqual({key: found.get(key) for key in wanted}, wanted, argv)
 
     def test_without_a_command_it_is_deploy(self) -> None:
-        defaults = {
-            "revision": "",
-            "if_changed": False,
-            "dry_run": False,
-            "wait": 0,
-            "config": DEFAULT,
-        }
-        self.assert_parsed("", command="deploy", **defaults)
-        self.assert_parsed("deploy", command="deploy", **defaults)
+        self.assertEqual(self.parse(), {"command": "deploy", "config": DEFAULT})
+        defaults = {"revision": "", "if_changed": False, "dry_run": False, "wait": 0}
+        self.assert_parsed("deploy", command="deploy", config=DEFAULT, **defaults)
 
     def test_the_options_of_deploy_need_no_command(self) -> None:
         self.assert_parsed("--if-changed", command="deploy", if_changed=True)

@@ -279,7 +279,7 @@ class Check(LabTest):
         self.assertEqual(self.lab.deploy("check", "--quiet").stdout, "")
 
     def test_advice(self) -> None:
-        self.lab.setting("check", "command", "sh -c 'echo \"?: (security.W004) No HSTS.\"; exit 1'")
+        self.lab.setting("check", "command", "sh -c 'echo \"It identified 1 issue.\"; exit 1'")
         self.lab.script(
             "ss",
             """echo 'LISTEN 0 9 127.0.0.1:1 0.0.0.0:*'; echo 'LISTEN 0 9 [::1]:2 [::]:*'
@@ -297,7 +297,7 @@ class Check(LabTest):
         self.assertEqual(
             advice,
             [
-                "Django says (security.W004) No HSTS.",
+                "Django says: It identified 1 issue. (ended with status 1)",
                 "there is no backup of the last two days",
                 "the site is not served over HTTPS",
                 "port 5432 is open to every address",
@@ -357,7 +357,10 @@ class Check(LabTest):
     def test_a_command_that_sudo_does_not_allow(self) -> None:
         self.lab.setting("restart", "command", "sudo -n restart gunicorn")
         self.lab.script("sudo", 'echo "sudo: a password is required"; exit 1')
-        self.assertIn("`sudo -n --list restart gunicorn` ended with status 1", self.problems(1))
+        self.assertIn(
+            "`sudo -n --list restart gunicorn` says: sudo: a password is required (ended with",
+            self.problems(1),
+        )
 
     def test_it_changes_nothing(self) -> None:
         with self.nothing_touched():

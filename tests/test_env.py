@@ -226,7 +226,9 @@ class FileTest(EnvTest):
 
     def test_one_that_is_not_utf_8(self) -> None:
         failure = self.refusal(b"A=1\n# fine\nB=gr\xf6\xdfe\nC=3\n")
-        self.assertIn("line 3: not UTF-8", failure.what)
+        self.assertEqual(
+            failure.details, (f"{self.path}, line 3: is not UTF-8: save the file as UTF-8",)
+        )
 
 
 class SystemdTest(EnvTest):
@@ -335,7 +337,8 @@ class SecretsTest(unittest.TestCase):
             ("git@github.com:x.git",),
             ("https://h/x?x=1&signature=0a1b2c3d#top", "0a1b2c3d"),
             ("https://h/x?a=1&sig=0a%2Fb%2Fc", "0a%2Fb%2Fc", "0a/b/c"),
-            ("so?sig=abcdefgh",),
+            ("so?sig=abcdefgh", "abcdefgh"),
+            ("so?sig=abcde",),
         ):
             with self.subTest(url=url):
                 self.assertEqual(deploy.secrets_in_url(url), set(secrets))
