@@ -1798,9 +1798,7 @@ class Database:
     site: Site
 
     def migrations(self, release: Release) -> list[Migration]:
-        """Every migration that a release knows, in their order; none without [migrate] shell."""
-        if not self.site.settings.migrate.shell:
-            return []
+        """Every migration that a release knows, in their order."""
         try:
             said = self._in_django(release, quiet=True).splitlines()
             return [Migration(**each) for each in json.loads(said[-1])]
@@ -1810,33 +1808,29 @@ class Database:
                 "it must run the Python that it gets on its stdin, as manage.py shell does",
             ) from None
 
-    def _in_django(self, release: Release, undo: Sequence[str] = (), quiet: bool = False) -> str:
+    def _in_django(
+        self, release: Release, undo: Sequence[Migration] = (), quiet: bool = False
+    ) -> str:
         """Run the function above in a release's own Django; what it wrote if it was quiet."""
-        section = self.site.settings.migrate
+        section, names = self.site.settings.migrate, [each.name for each in undo]
         with tempfile.TemporaryFile() as file:  # it would pass over a pipe that is empty yet
-            file.write(f"{_IN_DJANGO}\nmigrations_in_django({list(undo)})\n".encode())
+            file.write(f"{_IN_DJANGO}\nmigrations_in_django({names})\n".encode())
             file.seek(0)
             return self.site.run(section.shell, release, section.timeout, quiet, file)
 
-    def migrate(self, release: Release) -> None:
-        """Apply what a release knows and the database lacks."""
-        section = self.site.settings.migrate
-        self._change(release, lambda place: self.site.run(section.command, place, section.timeout))
-
-    def reverse(self, release: Release, chosen: Iterable[Migration]) -> None:
-        """Reverse migrations with the code of a release, last first."""
-        undo = [each.name for each in chosen]
-        self._change(release, lambda place: self._in_django(place, undo))
-
-    def _change(self, release: Release, change: Callable[[Release], object]) -> None:
-        """Change the schema under a lock timeout; while only a lock is in the way, try again."""
+    def migrate(self, release: Release, undo: Sequence[Migration] = ()) -> None:
+        """Apply what the database lacks, or undo these; again, while only a lock is in the way."""
         section, rest = self.site.settings.migrate, 1.0
         until = time.monotonic() + section.timeout
-        given = release.environment.get("PGOPTIONS", "")  # only PostgreSQL reads it
-        options = f"{given} -c lock_timeout={section.lock_timeout * 1000:.0f}ms".strip()
+        options = release.environment.get("PGOPTIONS", "")  # only PostgreSQL reads it
+        options += f" -c lock_timeout={section.lock_timeout * 1000:.0f}ms"
+        place = release.plus({"PGOPTIONS": options.strip()})
         while True:
             try:
-                change(release.plus({"PGOPTIONS": options}))
+                if undo:
+                    self._in_django(place, undo)
+                else:
+                    self.site.run(section.command, place, section.timeout)
                 return
             except CommandFailed as error:
                 in_the_way = _LOCK_TIMEOUT.search("\n".join(error.details))
@@ -1851,21 +1845,16 @@ class Database:
 
     def back_up(self, name: str) -> Path:
         """Write a backup to a file that is whole, and proven, once it has its name."""
-        section, path = self.site.settings.backup, self.site.backups / f"{name}.dump"
-        require(
-            section.command,
-            "the database cannot be backed up: [backup] command is empty",
-            "say there how it is",
-        )
-        _check_room(path.parent)
+        path = self.site.backups / f"{name}.dump"
         partial = path.with_suffix(".part")
+        _check_room(path.parent)
         with self.site.journal.doing("partial", path=f"backups/{partial.name}"):
             self._dump(partial)
             self.verify(partial)
             partial.replace(path)
             flush(path.parent)
         say(f"backed up: {path} ({path.stat().st_size / 1e6:.1f} MB)")
-        self.site.run(section.after, self.site.checkout, 600, file=path)
+        self.site.run(self.site.settings.backup.after, self.site.checkout, 600, file=path)
         return path
 
     def _dump(self, partial: Path) -> None:
@@ -1899,13 +1888,15 @@ class Database:
 
     def restore(self, act: str, database: str, dump: IO[bytes] | None = None) -> str:
         """Run [restore] command for an act on a database beside the live one; what it wrote."""
-        run, section, place = self.site.run, self.site.settings.restore, self.site.checkout
-        return run(section.command, place, section.timeout, True, dump, act=act, database=database)
+        section, place = self.site.settings.restore, self.site.checkout
+        return self.site.run(
+            section.command, place, section.timeout, True, dump, act=act, database=database
+        )
 
     def count(self, database: str) -> str:
         """How many tables and rows a database has (empty: the live one); Failure if it has none."""
-        lines = self.restore("count", database).splitlines()
-        rows = [int(found[-1]) for line in lines if (found := re.findall(r"\d+", line))]
+        said = self.restore("count", database)  # a line for each table, its number of rows last
+        rows = [int(number) for number in re.findall(r"(?m)(\d+)\D*?$", said)]
         require(rows or not database, "the backup holds no table", "restore another one")
         return f"{plural(len(rows), 'table')} with {plural(sum(rows), 'row')}"
 
@@ -2634,8 +2625,11 @@ def find_python(site: Site, lock: Path) -> Path:
         raise Failure("Pipfile.lock is not a lock file", RELOCK) from None
     name = site.settings.install.python or f"python{wanted}"
     path = shutil.which(name, path=site.base["PATH"]) or ""
-    remedy = f"sudo apt-get install {name}, or mend [install] python"
-    require(path, f"{name} is not on this server", remedy)
+    require(
+        path,
+        f"{name} is not on this server",
+        f"sudo apt-get install {name}, or mend [install] python",
+    )
     return Path(path).resolve()
 
 
@@ -2655,8 +2649,9 @@ def migrate(run: Run) -> None:
     """Step 6: if a migration is planned, back the database up and migrate."""
     site, database = run.site, run.site.database
     run.start_candidate()  # it boots while the migrations are listed
-    planned = [each for each in database.migrations(run.release) if not each.applied]
-    if not planned and site.settings.migrate.shell:
+    known = database.migrations(run.release) if site.settings.migrate.shell else []
+    planned = [each for each in known if not each.applied]
+    if site.settings.migrate.shell and not planned:
         say("nothing to migrate")
         return
     say(f"to be applied: {list_names(planned) or 'unknown, because [migrate] shell is empty'}")
@@ -2681,12 +2676,11 @@ def tell_of_migrations(site: Site, act: Act) -> str:
         known = site.database.migrations(release)
         done = [each for each in known if each.name in act["planned"] and each.applied]
         left = [each for each in known if each.name in act["planned"] and not each.applied]
-        if known:
-            told = f"migrations applied: {list_names(done) or 'none'}; "
-            told += f"not applied: {list_names(left) or 'none'}"
+        told = f"migrations applied: {list_names(done) or 'none'}; "
+        told += f"not applied: {list_names(left) or 'none'}"
         if done and site.settings.migrate.reverse_on_failure:
             check_reversible(done)
-            site.database.reverse(release, done)
+            site.database.migrate(release, undo=done)
             stays = "those applied were reversed"
     except Failure as error:
         stays += f": {error.what}"
@@ -2699,8 +2693,11 @@ def tell_of_migrations(site: Site, act: Act) -> str:
 def check_reversible(migrations: Iterable[Migration]) -> None:
     """Failure unless every one of these migrations can be reversed."""
     fixed = list_names(each for each in migrations if not each.reversible)
-    what = f"no migration was reversed, because {fixed} cannot be"
-    require(not fixed, what, "write a migration that undoes it")
+    require(
+        not fixed,
+        f"no migration was reversed, because {fixed} cannot be",
+        "write a migration that undoes it",
+    )
 
 
 def restart(run: Run) -> None:
@@ -2760,7 +2757,7 @@ def compare_schemas(run: Run, reverse_migrations: bool) -> None:
     say(f"from {newer.name if newer else 'nothing'} to {older.name}")
     run.show()
     run.start_candidate()  # it boots while the two schemas are compared
-    if not newer or not site.settings.migrate.shell:
+    if not newer:
         return
     console.label = "migrate"
     try:
@@ -2793,7 +2790,7 @@ def _reverse(run: Run, newer: Release, between: list[Migration]) -> None:
     backup = run.site.database.back_up(f"{run.started}-rollback")
     run.site.journal.save(step="migrate")
     run.site.journal.begin("reversal", release=newer.name, backup=str(backup))
-    run.site.database.reverse(newer, between)
+    run.site.database.migrate(newer, undo=between)
     run.end_candidate()  # it has booted on the schema before
 
 
@@ -2839,15 +2836,15 @@ def restore_backup(
     )
     with transaction(site, "restore", wait) as run:
         run.show()
-        console.label, database = "restore", f"restore_{run.started.lower()}"
+        console.label = "restore"
         site.journal.save(step="restore")
         site.database.verify(file)
         say(f"restoring {file} beside the database")
-        act = site.journal.begin("restore", database=database, frozen=False)
+        act = site.journal.begin("restore", database=f"restore_{run.started.lower()}", frozen=False)
         with open(file, "rb") as dump:
-            site.database.restore("load", database, dump)
-        holds = site.database.count(database)
-        say(f"the backup holds {holds}; the database {site.database.count('')}")
+            site.database.restore("load", act["database"], dump)
+        holds, before = site.database.count(act["database"]), site.database.count("")
+        say(f"the backup holds {holds}; the database {before}")
         if not test:
             _exchange(run, act)
         end_restore(site, act)

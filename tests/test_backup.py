@@ -70,7 +70,9 @@ class Backup(BackupTest):
 
     def test_no_command(self) -> None:
         self.lab.setting("backup", "command", "")
-        self.assert_none_made(self.lab.deploy("backup"), "[backup] command is empty")
+        self.assert_none_made(
+            self.lab.deploy("backup"), "the backup is empty", "mend [backup] command"
+        )
 
     def test_no_room(self) -> None:
         last = self.backups / "29990101T000000Z.dump"
