@@ -2495,8 +2495,8 @@ def pull(run: Run) -> None:
     site.journal.begin("release", name=folder.name)
     site.git("worktree", "add", "--quiet", "--detach", str(folder), revision, timeout=600)
     if (folder / ".gitmodules").exists():
-        update = ("submodule", "update", "--init", "--recursive", "--quiet")
-        site.git(*update, folder=folder, timeout=600)
+        submodules = ("submodule", "update", "--init", "--recursive", "--quiet")
+        site.git(*submodules, folder=folder, timeout=600)
     for name in site.settings.deploy.shared:
         link_shared(site.root, folder, name)
     say(f"{run.asked or section.branch} is {revision[:7]}: {site.git.subject(revision)}")
@@ -2647,24 +2647,32 @@ def collect_static(run: Run) -> None:
 
 def migrate(run: Run) -> None:
     """Step 6: if a migration is planned, back the database up and migrate."""
-    site, database = run.site, run.site.database
+    database, shell = run.site.database, run.site.settings.migrate.shell
     run.start_candidate()  # it boots while the migrations are listed
-    known = database.migrations(run.release) if site.settings.migrate.shell else []
+    known = database.migrations(run.release) if shell else []
     planned = [each for each in known if not each.applied]
-    if site.settings.migrate.shell and not planned:
+    if shell and not planned:
         say("nothing to migrate")
         return
     say(f"to be applied: {list_names(planned) or 'unknown, because [migrate] shell is empty'}")
     for each in planned:
         if risks := [*([] if each.reversible else ["it cannot be reversed"]), *each.removes]:
             say(f"note: {each.name}: {'; '.join(risks)}; the release before may not work with that")
+    change_schema(run, "migrate", run.release, planned=[each.name for each in planned])
+    run.migrated = planned
+
+
+def change_schema(
+    run: Run, act: str, release: Release, undo: Sequence[Migration] = (), **facts: object
+) -> None:
+    """Back up, then apply what a release knows, or undo some of it: nothing undone without one."""
+    database = run.site.database
     if run.candidate:  # what cannot be imported never touches the database
         run.candidate.await_boot()
-    backup = str(database.back_up(run.release.name)) if site.settings.backup.command else ""
-    names = [each.name for each in planned]
-    site.journal.begin("migrate", release=run.release.name, planned=names, backup=backup)
-    database.migrate(run.release)
-    run.migrated = planned
+    wanted, name = run.site.settings.backup.command or undo, f"{run.started}-{release.revision[:7]}"
+    backup = str(database.back_up(name)) if wanted else ""
+    run.site.journal.begin(act, release=release.name, backup=backup, **facts)
+    database.migrate(release, undo)
     run.end_candidate()  # it has booted on the schema before
 
 
@@ -2676,8 +2684,10 @@ def tell_of_migrations(site: Site, act: Act) -> str:
         known = site.database.migrations(release)
         done = [each for each in known if each.name in act["planned"] and each.applied]
         left = [each for each in known if each.name in act["planned"] and not each.applied]
-        told = f"migrations applied: {list_names(done) or 'none'}; "
-        told += f"not applied: {list_names(left) or 'none'}"
+        told = (
+            f"migrations applied: {list_names(done) or 'none'}; "
+            f"not applied: {list_names(left) or 'none'}"
+        )
         if done and site.settings.migrate.reverse_on_failure:
             check_reversible(done)
             site.database.migrate(release, undo=done)
@@ -2685,8 +2695,10 @@ def tell_of_migrations(site: Site, act: Act) -> str:
     except Failure as error:
         stays += f": {error.what}"
     if act["backup"]:
-        back = f"python3 deploy.py restore {act['backup']} --yes"
-        stays += f"; the database before it all comes back with: {back}"
+        stays += (
+            "; the database before it all comes back with: "
+            f"python3 deploy.py restore {act['backup']} --yes"
+        )
     return f"{told}; {stays}"
 
 
@@ -2779,19 +2791,10 @@ def compare_schemas(run: Run, reverse_migrations: bool) -> None:
     if reverse_migrations and between:
         check_reversible(between)
         say(f"{apart}, to be reversed")
-        _reverse(run, newer, between)
+        site.journal.save(step="migrate")
+        change_schema(run, "reversal", newer, between)
     else:
         say(f"{apart}; the schema stays{', see --reverse-migrations' if between else ''}")
-
-
-def _reverse(run: Run, newer: Release, between: list[Migration]) -> None:
-    if run.candidate:  # what cannot be imported never touches the database
-        run.candidate.await_boot()
-    backup = run.site.database.back_up(f"{run.started}-rollback")
-    run.site.journal.save(step="migrate")
-    run.site.journal.begin("reversal", release=newer.name, backup=str(backup))
-    run.site.database.migrate(newer, undo=between)
-    run.end_candidate()  # it has booted on the schema before
 
 
 def apply_again(site: Site, act: Act) -> str | None:
