@@ -1864,8 +1864,11 @@ class Database:
                 self.site.run(section.command, place, section.timeout, quiet=True, stdout=file)
                 os.fsync(file.fileno())
             except (CommandFailed, OSError):
-                left = shutil.disk_usage(partial.parent).free
-                require(left > PIECE, "the backup has filled the disk", _MAKE_ROOM)
+                require(
+                    shutil.disk_usage(partial.parent).free > PIECE,
+                    "the backup has filled the disk",
+                    _MAKE_ROOM,
+                )
                 raise
         require(
             partial.stat().st_size,
@@ -2495,8 +2498,7 @@ def pull(run: Run) -> None:
     site.journal.begin("release", name=folder.name)
     site.git("worktree", "add", "--quiet", "--detach", str(folder), revision, timeout=600)
     if (folder / ".gitmodules").exists():
-        submodules = ("submodule", "update", "--init", "--recursive", "--quiet")
-        site.git(*submodules, folder=folder, timeout=600)
+        site.git("submodule", "update", "--init", "--recursive", folder=folder, timeout=600)
     for name in site.settings.deploy.shared:
         link_shared(site.root, folder, name)
     say(f"{run.asked or section.branch} is {revision[:7]}: {site.git.subject(revision)}")
@@ -2765,12 +2767,11 @@ def report_health(run: Run) -> int:
 
 def compare_schemas(run: Run, reverse_migrations: bool) -> None:
     """Say which migrations separate two releases; back up and reverse them if asked to."""
-    site, older, newer = run.site, run.release, run.site.releases.live()
-    say(f"from {newer.name if newer else 'nothing'} to {older.name}")
+    site, older = run.site, run.release
+    newer = site.releases.live() or older  # if none is live, the database must be as it knows it
+    say(f"from {site.releases.live_name() or 'nothing'} to {older.name}")
     run.show()
     run.start_candidate()  # it boots while the two schemas are compared
-    if not newer:
-        return
     console.label = "migrate"
     try:
         known = {each.name: each.applied for each in site.database.migrations(older)}
