@@ -1811,7 +1811,6 @@ class Database:
     def _in_django(
         self, release: Release, undo: Sequence[Migration] = (), quiet: bool = False
     ) -> str:
-        """Run the function above in a release's own Django; what it wrote if it was quiet."""
         section, names = self.site.settings.migrate, [each.name for each in undo]
         with tempfile.TemporaryFile() as file:  # it would pass over a pipe that is empty yet
             file.write(f"{_IN_DJANGO}\nmigrations_in_django({names})\n".encode())
@@ -1912,7 +1911,6 @@ def remove_partial(site: Site, act: Act) -> None:
 
 
 def _check_room(folder: Path) -> None:
-    """Failure unless a backup as large as the largest fits on the disk, with room to spare."""
     largest = max((each.stat().st_size for each in folder.glob("*.dump")), default=0)
     needed, free = largest * 1.2 + 16 * PIECE, shutil.disk_usage(folder).free
     require(
@@ -2530,7 +2528,6 @@ def _fetch(run: Run) -> str:
 
 
 def _why_not_fetched(run: Run, error: CommandFailed) -> Failure:
-    """Why a fetch failed, told apart by looking."""
     git, remote, branch = run.site.git, run.site.settings.pull.remote, run.site.settings.pull.branch
     if remote not in git("remote").split() and not re.search("[/:]", remote):
         return Failure(f"the checkout has no remote {remote}", f"git remote add {remote} URL")
@@ -2595,7 +2592,6 @@ def install(run: Run) -> None:
 
 
 def _build(run: Run, venv: Path, python: Path) -> None:
-    """Have pipenv fill a virtual environment; a stale lock is told apart by asking pipenv."""
     section, site = run.site.settings.install, run.site
     place = run.release.plus(
         {"PIPENV_CUSTOM_VENV_NAME": venv.name, "PIPENV_DEFAULT_PYTHON_VERSION": str(python)}
@@ -2605,7 +2601,7 @@ def _build(run: Run, venv: Path, python: Path) -> None:
         try:
             site.run(section.command, place, section.timeout)
         except CommandFailed as error:
-            try:
+            try:  # a stale lock is told apart by asking, not by the message
                 site.run((("pipenv", "verify"),), place, section.timeout, quiet=True)
             except Failure:
                 raise Failure(
