@@ -1710,15 +1710,13 @@ def within(seconds: float, ask: Callable[[], Answer], name: str) -> Answer:
 
 # --------------------------------------------------------------------------------------- database
 
-LOCK_TIMEOUT = re.compile(r"LockNotAvailable|lock (wait )?timeout", re.IGNORECASE)
-RELOCK = "run pipenv lock, commit Pipfile.lock and push"
-MAKE_ROOM = "make room, as df -h shows where, then try again"
+_LOCK_TIMEOUT = re.compile(r"LockNotAvailable|lock (wait )?timeout", re.IGNORECASE)
+_MAKE_ROOM = "make room, as df -h shows where, then try again"
 
 
-def migrations_in_django() -> None:
-    """Run in a project's `manage.py shell`: list migrations, or reverse those of DEPLOY_UNDO."""
+def migrations_in_django(undo: list[str]) -> None:
+    """Run in a project's `manage.py shell`: list its migrations, or reverse those to undo."""
     import json
-    import os
 
     from django.core.management import call_command
     from django.db import connection
@@ -1727,11 +1725,11 @@ def migrations_in_django() -> None:
 
     executor = MigrationExecutor(connection, print)
     plan = executor.migration_plan(executor.loader.graph.leaf_nodes(), clean_start=True)
-    applied, undo = executor.loader.applied_migrations, os.environ.get("DEPLOY_UNDO", "").split()
+    applied = executor.loader.applied_migrations
     known = [(each, (each.app_label, each.name) in applied) for each, _ in plan]
     if undo:
-        done = [each for each, is_applied in reversed(known) if is_applied]
-        executor.migrate(None, [(each, True) for each in done if str(each) in undo])
+        done = [each for each, is_applied in reversed(known) if is_applied and str(each) in undo]
+        executor.migrate(None, [(each, True) for each in done])
         return
     # it refuses what Django's checks find, migrations in conflict, and an inconsistent history
     call_command("migrate", plan=True, skip_checks=False)
@@ -1752,7 +1750,7 @@ def migrations_in_django() -> None:
 
 
 # read now: while this waits for the lock, another run may bring another version of this file
-MIGRATIONS = f"{inspect.getsource(migrations_in_django)}\nmigrations_in_django()\n".encode()
+_IN_DJANGO = inspect.getsource(migrations_in_django)
 
 
 @dataclass(frozen=True)
@@ -1770,18 +1768,16 @@ def list_names(migrations: Iterable[Migration]) -> str:
     return ", ".join(each.name for each in migrations)
 
 
+@dataclass(frozen=True)
 class Database:
     """The database of the site: its migrations, its backups, and one that is restored beside it."""
 
-    def __init__(self, site: Site) -> None:
-        self.site, self.settings = site, site.settings
+    site: Site
 
     def migrations(self, release: Release) -> list[Migration]:
         """Every migration that a release knows, in their order."""
-        if not self.settings.migrate.shell:
-            return []
         try:
-            said = self.in_django(release, quiet=True).splitlines()
+            said = self._in_django(release, quiet=True).splitlines()
             return [Migration(**each) for each in json.loads(said[-1])]
         except (ValueError, IndexError, TypeError):
             raise Failure(
@@ -1789,85 +1785,76 @@ class Database:
                 "it must run the Python that it gets on its stdin, as manage.py shell does",
             ) from None
 
-    def in_django(self, release: Release, quiet: bool = False) -> str:
-        """Run the function above in a release's own Django; what it wrote if it was quiet."""
-        section = self.settings.migrate
-        with (
-            tempfile.TemporaryFile() as file
-        ):  # manage.py shell passes over a pipe that is empty yet
-            file.write(MIGRATIONS)
+    def _in_django(
+        self, release: Release, undo: Sequence[Migration] = (), quiet: bool = False
+    ) -> str:
+        section, names = self.site.settings.migrate, [each.name for each in undo]
+        with tempfile.TemporaryFile() as file:  # it would pass over a pipe that is empty yet
+            file.write(f"{_IN_DJANGO}\nmigrations_in_django({names})\n".encode())
             file.seek(0)
             return self.site.run(section.shell, release, section.timeout, quiet, file)
 
-    def migrate(self, release: Release) -> None:
-        """Apply what a release knows and the database lacks."""
-        section = self.settings.migrate
-        self.change(release, lambda place: self.site.run(section.command, place, section.timeout))
-
-    def reverse(self, release: Release, chosen: Iterable[Migration]) -> None:
-        """Reverse migrations with the code of a release, last first."""
-        undo = {"DEPLOY_UNDO": " ".join(each.name for each in chosen)}
-        self.change(release.plus(undo), self.in_django)
-
-    def change(self, release: Release, change: Callable[[Release], object]) -> None:
-        """Change the schema under a lock timeout; while only a lock is in the way, try again."""
-        limit, rest = self.settings.migrate.lock_timeout, 1.0
-        until = time.monotonic() + self.settings.migrate.timeout
+    def migrate(self, release: Release, undo: Sequence[Migration] = ()) -> None:
+        """Apply what the database lacks, or undo these; again, while only a lock is in the way."""
+        section, rest = self.site.settings.migrate, 1.0
+        until = time.monotonic() + section.timeout
         options = release.environment.get("PGOPTIONS", "")  # only PostgreSQL reads it
-        options = f"{options} -c lock_timeout={limit * 1000:.0f}ms".strip()
+        options += f" -c lock_timeout={section.lock_timeout * 1000:.0f}ms"
+        place = release.plus({"PGOPTIONS": options.strip()})
         while True:
             try:
-                change(release.plus({"PGOPTIONS": options}))
+                if undo:
+                    self._in_django(place, undo)
+                else:
+                    self.site.run(section.command, place, section.timeout)
                 return
             except CommandFailed as error:
-                in_the_way = LOCK_TIMEOUT.search("\n".join(error.details))
+                in_the_way = _LOCK_TIMEOUT.search("\n".join(error.details))
                 if not in_the_way or time.monotonic() + rest > until:
                     raise
-            held = f"another transaction held a lock for more than {limit:g} s"
-            say(f"{held}; trying again in {rest:g} s")
+            say(
+                f"another transaction held a lock for more than {section.lock_timeout:g} s; "
+                f"trying again in {rest:g} s"
+            )
             pause(rest)  # the requests that waited behind the migration have their turn
             rest = min(rest * 2, 30.0)
 
     def back_up(self, name: str) -> Path:
         """Write a backup to a file that is whole, and proven, once it has its name."""
-        section, path = self.settings.backup, self.site.backups / f"{name}.dump"
-        if not section.command:
-            raise Failure(
-                "the database cannot be backed up: [backup] command is empty", "say there how it is"
-            )
-        check_room(path.parent)
+        path = self.site.backups / f"{name}.dump"
         partial = path.with_suffix(".part")
+        _check_room(path.parent)
         with self.site.journal.doing("partial", path=f"backups/{partial.name}"):
-            self.dump(partial)
+            self._dump(partial)
             self.verify(partial)
             partial.replace(path)
             flush(path.parent)
         say(f"backed up: {path} ({path.stat().st_size / 1e6:.1f} MB)")
-        self.site.run(section.after, self.site.checkout, 600, file=path)
+        self.site.run(self.site.settings.backup.after, self.site.checkout, 600, file=path)
         return path
 
-    def dump(self, partial: Path) -> None:
-        """Stream what the backup command writes into a file."""
-        section = self.settings.backup
+    def _dump(self, partial: Path) -> None:
+        section, place = self.site.settings.backup, self.site.checkout
         with open(partial, "wb", opener=owner_only) as file:
             try:
-                self.site.run(
-                    section.command, self.site.checkout, section.timeout, quiet=True, stdout=file
-                )
+                self.site.run(section.command, place, section.timeout, quiet=True, stdout=file)
                 os.fsync(file.fileno())
             except (CommandFailed, OSError):
-                if shutil.disk_usage(partial.parent).free < PIECE:
-                    raise Failure("the backup has filled the disk", MAKE_ROOM) from None
+                require(
+                    shutil.disk_usage(partial.parent).free > PIECE,
+                    "the backup has filled the disk",
+                    _MAKE_ROOM,
+                )
                 raise
-        if not partial.stat().st_size:
-            raise Failure(
-                "the backup is empty",
-                "mend [backup] command: it must write the dump to its stdout",
-            )
+        require(
+            partial.stat().st_size,
+            "the backup is empty",
+            "mend [backup] command: it must write the dump to its stdout",
+        )
 
     def verify(self, file: Path) -> None:
         """Failure unless [backup] verify finds that the file on its stdin is a whole backup."""
-        section = self.settings.backup
+        section = self.site.settings.backup
         try:
             with open(file, "rb") as dump:
                 self.site.run(section.verify, self.site.checkout, section.timeout, True, dump)
@@ -1880,36 +1867,35 @@ class Database:
 
     def restore(self, act: str, database: str, dump: IO[bytes] | None = None) -> str:
         """Run [restore] command for an act on a database beside the live one; what it wrote."""
-        run, section, place = self.site.run, self.settings.restore, self.site.checkout
-        return run(section.command, place, section.timeout, True, dump, act=act, database=database)
+        section, place = self.site.settings.restore, self.site.checkout
+        return self.site.run(
+            section.command, place, section.timeout, True, dump, act=act, database=database
+        )
 
     def count(self, database: str) -> str:
         """How many tables and rows a database has (empty: the live one); Failure if it has none."""
-        lines = self.restore("count", database).splitlines()
-        rows = [int(found[-1]) for line in lines if (found := re.findall(r"\d+", line))]
-        if database and not rows:
-            raise Failure("the backup holds no table", "restore another one")
+        said = self.restore("count", database)  # a line for each table, its number of rows last
+        rows = [int(number) for number in re.findall(r"(?m)(\d+)\D*?$", said)]
+        require(rows or not database, "the backup holds no table", "restore another one")
         return f"{plural(len(rows), 'table')} with {plural(sum(rows), 'row')}"
 
 
-def remove_partial(site: Site, act: Act) -> str:
+def remove_partial(site: Site, act: Act) -> None:
     """Remove a backup or a virtual environment that was cut off."""
-    path = site.workspace / str(act["path"])
-    if path.parent.parent == site.workspace and path.name != "..":
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    return ""
+    path = site.workspace / act["path"]
+    shutil.rmtree(path, ignore_errors=True)  # it passes over a file
+    path.unlink(missing_ok=True)
 
 
-def check_room(folder: Path) -> None:
-    """Failure unless a backup as large as the largest fits on the disk, with room to spare."""
+def _check_room(folder: Path) -> None:
     largest = max((each.stat().st_size for each in folder.glob("*.dump")), default=0)
     needed, free = largest * 1.2 + 16 * PIECE, shutil.disk_usage(folder).free
-    if free < needed:
-        raise Failure(
-            f"there is no room for a backup: {free / 1e6:.0f} MB are free in {folder}, "
-            f"and {needed / 1e6:.0f} are needed",
-            MAKE_ROOM,
-        )
+    require(
+        free > needed,
+        f"there is no room for a backup: {free / 1e6:.0f} MB are free in {folder}, "
+        f"and {needed / 1e6:.0f} are needed",
+        _MAKE_ROOM,
+    )
 
 
 # ------------------------------------------------------------------------------------------- site
@@ -2468,6 +2454,8 @@ def tell_afterwards(run: Run) -> Iterator[None]:
 
 # -------------------------------------------------------------------------------------- the steps
 
+RELOCK = "run pipenv lock, commit Pipfile.lock and push"
+
 
 def read_environment(run: Run) -> None:
     """Step 1: .env, which was read before anything was touched."""
@@ -2477,18 +2465,23 @@ def read_environment(run: Run) -> None:
 def pull(run: Run) -> None:
     """Step 2: fetch, fast-forward the checkout, check the revision out into a folder of its own."""
     site, section = run.site, run.site.settings.pull
-    revision = run.revision or fetch(run)
+    revision = run.revision or _fetch(run)
     if not run.asked:
         site.git.check_fast_forward(section.branch, f"{section.remote}/{section.branch}", revision)
     folder = site.releases.folder / f"{run.started}-{revision[:7]}"
     run.work_on(site.releases.open(folder, revision))
-    check_out(run)
+    site.journal.begin("release", name=folder.name)
+    site.git("worktree", "add", "--quiet", "--detach", str(folder), revision, timeout=600)
+    if (folder / ".gitmodules").exists():
+        site.git("submodule", "update", "--init", "--recursive", folder=folder, timeout=600)
+    for name in site.settings.deploy.shared:
+        link_shared(site.root, folder, name)
     say(f"{run.asked or section.branch} is {revision[:7]}: {site.git.subject(revision)}")
     if not run.asked:
-        follow(run)
+        _follow(run)
 
 
-def fetch(run: Run) -> str:
+def _fetch(run: Run) -> str:
     """Fetch the branch, or everything when a revision was asked for; the full hash of that."""
     git, section = run.site.git, run.site.settings.pull
     what = ["--tags", "--force"] if run.asked else [section.branch]
@@ -2498,21 +2491,21 @@ def fetch(run: Run) -> str:
             break
         except CommandFailed as error:
             if not left:
-                raise why_not_fetched(run, error) from None
+                raise _why_not_fetched(run, error) from None
         say("git fetch failed; trying again")
         pause(2.0 * (section.retries - left + 1))
     asked = [f"refs/remotes/{section.remote}/{run.asked}", run.asked]
-    if not (found := git.commit(*(asked if run.asked else ["FETCH_HEAD"]))):
-        raise Failure(
-            f"there is no revision {run.asked}", "name a branch, a tag or a commit that was pushed"
-        )
+    found = git.commit(*(asked if run.asked else ["FETCH_HEAD"]))
+    require(
+        found,
+        f"there is no revision {run.asked}",
+        "name a branch, a tag or a commit that was pushed",
+    )
     return found
 
 
-def why_not_fetched(run: Run, error: CommandFailed) -> Failure:
-    """Why a fetch failed, told apart by looking."""
-    git, section = run.site.git, run.site.settings.pull
-    remote, branch = section.remote, section.branch
+def _why_not_fetched(run: Run, error: CommandFailed) -> Failure:
+    git, remote, branch = run.site.git, run.site.settings.pull.remote, run.site.settings.pull.branch
     if remote not in git("remote").split() and not re.search("[/:]", remote):
         return Failure(f"the checkout has no remote {remote}", f"git remote add {remote} URL")
     if git.ask("ls-remote", "--quiet", remote) is None:
@@ -2526,28 +2519,14 @@ def why_not_fetched(run: Run, error: CommandFailed) -> Failure:
     return error
 
 
-def check_out(run: Run) -> None:
-    """Make the release's folder: the revision, its submodules, and links to what is shared."""
-    site, folder = run.site, run.release.folder
-    site.journal.begin("release", name=folder.name)
-    site.git("worktree", "add", "--quiet", "--detach", str(folder), run.revision, timeout=600)
-    if (folder / ".gitmodules").exists():
-        site.git(
-            *("submodule", "update", "--init", "--recursive", "--quiet"), folder=folder, timeout=600
-        )
-    for name in site.settings.deploy.shared:
-        link_shared(site.root, folder, name)
-
-
-def remove_release(site: Site, act: Act) -> str:
+def remove_release(site: Site, act: Act) -> None:
     """Remove the folder of a release that never went live."""
-    folder = site.releases.folder / Path(str(act["name"])).name
+    folder = site.releases.folder / Path(act["name"]).name
     if folder.name != site.releases.live_name():  # nothing was live before it: a human looks at it
         site.git.remove_worktree(folder)
-    return ""
 
 
-def follow(run: Run) -> None:
+def _follow(run: Run) -> None:
     """Fast-forward the checkout; if that brings another version of this program, become it."""
     site, folder = run.site, run.release.folder
     running = {os.path.relpath(path, site.root): path for path in (SCRIPT, site.settings_file)}
@@ -2576,44 +2555,41 @@ def install(run: Run) -> None:
     """Step 3: the packages of Pipfile.lock, in the virtual environment that belongs to it."""
     site, project = run.site, run.release.project
     lock = project / "Pipfile.lock"
-    if not lock.is_file():
-        raise Failure("this revision has no Pipfile.lock", RELOCK)
+    require(lock.is_file(), "this revision has no Pipfile.lock", RELOCK)
     python = find_python(site, lock)
-    key = hashlib.sha256(
-        repr((lock.read_bytes(), python, site.settings.install.command)).encode()
-    ).hexdigest()[:12]
+    made_of = repr((lock.read_bytes(), python, site.settings.install.command))
+    key = hashlib.sha256(made_of.encode()).hexdigest()[:12]
     venv = site.venvs / f"{python.name}-{key}"
     if (venv / ".complete").exists():
         say("nothing to install: the environment of this Pipfile.lock is complete")
     else:
-        shutil.rmtree(venv, ignore_errors=True)
-        with site.journal.doing("partial", path=f"venvs/{venv.name}"):
-            install_packages(run, venv, python)
-            os.sync()  # a power cut must not leave the mark of one whose files are empty
-            (venv / ".complete").touch()
-            flush(venv)
+        _build(run, venv, python)
     (project / ".venv").symlink_to(os.path.relpath(venv, project.resolve()))
     run.work_on(site.releases.open(run.release.folder, run.revision))
 
 
-def install_packages(run: Run, venv: Path, python: Path) -> None:
-    """Have pipenv fill a virtual environment; a stale lock is told apart by asking pipenv."""
+def _build(run: Run, venv: Path, python: Path) -> None:
     section, site = run.site.settings.install, run.site
     place = run.release.plus(
         {"PIPENV_CUSTOM_VENV_NAME": venv.name, "PIPENV_DEFAULT_PYTHON_VERSION": str(python)}
     )
-    try:
-        site.run(section.command, place, section.timeout)
-    except CommandFailed as error:
+    shutil.rmtree(venv, ignore_errors=True)
+    with site.journal.doing("partial", path=f"venvs/{venv.name}"):
         try:
-            site.run((("pipenv", "verify"),), place, section.timeout, quiet=True)
-        except Failure:
-            raise Failure(
-                "Pipfile.lock is stale: it was not made of this Pipfile",
-                RELOCK,
-                details=error.details,
-            ) from None
-        raise
+            site.run(section.command, place, section.timeout)
+        except CommandFailed as error:
+            try:  # a stale lock is told apart by asking, not by the message
+                site.run((("pipenv", "verify"),), place, section.timeout, quiet=True)
+            except Failure:
+                raise Failure(
+                    "Pipfile.lock is stale: it was not made of this Pipfile",
+                    RELOCK,
+                    details=error.details,
+                ) from None
+            raise
+        os.sync()  # a power cut must not leave the mark of one whose files are empty
+        (venv / ".complete").touch()
+        flush(venv)
 
 
 def find_python(site: Site, lock: Path) -> Path:
@@ -2623,11 +2599,12 @@ def find_python(site: Site, lock: Path) -> Path:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise Failure("Pipfile.lock is not a lock file", RELOCK) from None
     name = site.settings.install.python or f"python{wanted}"
-    if not (path := shutil.which(name, path=site.base["PATH"])):
-        raise Failure(
-            f"{name} is not on this server",
-            f"sudo apt-get install {name}, or mend [install] python",
-        )
+    path = shutil.which(name, path=site.base["PATH"]) or ""
+    require(
+        path,
+        f"{name} is not on this server",
+        f"sudo apt-get install {name}, or mend [install] python",
+    )
     return Path(path).resolve()
 
 
@@ -2645,60 +2622,69 @@ def collect_static(run: Run) -> None:
 
 def migrate(run: Run) -> None:
     """Step 6: if a migration is planned, back the database up and migrate."""
-    site, database = run.site, run.site.database
+    database, shell = run.site.database, run.site.settings.migrate.shell
     run.start_candidate()  # it boots while the migrations are listed
-    planned = [each for each in database.migrations(run.release) if not each.applied]
-    if not planned and site.settings.migrate.shell:
+    known = database.migrations(run.release) if shell else []
+    planned = [each for each in known if not each.applied]
+    if shell and not planned:
         say("nothing to migrate")
         return
     say(f"to be applied: {list_names(planned) or 'unknown, because [migrate] shell is empty'}")
     for each in planned:
         if risks := [*([] if each.reversible else ["it cannot be reversed"]), *each.removes]:
-            what = "; ".join(risks)
-            say(f"note: {each.name}: {what}; the release before may not work with that")
+            say(f"note: {each.name}: {'; '.join(risks)}; the release before may not work with that")
+    change_schema(run, "migrate", run.release, planned=[each.name for each in planned])
+    run.migrated = planned
+
+
+def change_schema(
+    run: Run, act: str, release: Release, undo: Sequence[Migration] = (), **facts: object
+) -> None:
+    """Back up, then apply what a release knows, or undo some of it: nothing undone without one."""
+    database = run.site.database
     if run.candidate:  # what cannot be imported never touches the database
         run.candidate.await_boot()
-    backup = str(database.back_up(run.release.name)) if site.settings.backup.command else ""
-    if not backup:
-        say("no backup: [backup] command is empty")
-    listed = [each.name for each in planned]
-    site.journal.begin("migrate", release=run.release.name, planned=listed, backup=backup)
-    database.migrate(run.release)
-    run.migrated = planned
+    wanted, name = run.site.settings.backup.command or undo, f"{run.started}-{release.revision[:7]}"
+    backup = str(database.back_up(name)) if wanted else ""
+    run.site.journal.begin(act, release=release.name, backup=backup, **facts)
+    database.migrate(release, undo)
     run.end_candidate()  # it has booted on the schema before
 
 
 def tell_of_migrations(site: Site, act: Act) -> str:
     """Say which migrations were applied; reverse them if [migrate] says so."""
-    release = site.releases.open(site.releases.folder / str(act["release"]))
+    release = site.releases.open(site.releases.folder / act["release"])
     told, stays = "which migrations were applied is unknown", "the schema stays as it is"
     try:
-        planned = [
-            each for each in site.database.migrations(release) if each.name in act["planned"]
-        ]
-        done, left = ([each for each in planned if each.applied is so] for so in (True, False))
-        if planned:
-            told = f"migrations applied: {list_names(done) or 'none'}; "
-            told += f"not applied: {list_names(left) or 'none'}"
+        known = site.database.migrations(release)
+        done = [each for each in known if each.name in act["planned"] and each.applied]
+        left = [each for each in known if each.name in act["planned"] and not each.applied]
+        told = (
+            f"migrations applied: {list_names(done) or 'none'}; "
+            f"not applied: {list_names(left) or 'none'}"
+        )
         if done and site.settings.migrate.reverse_on_failure:
             check_reversible(done)
-            site.database.reverse(release, done)
+            site.database.migrate(release, undo=done)
             stays = "those applied were reversed"
     except Failure as error:
         stays += f": {error.what}"
     if act["backup"]:
-        back = f"python3 deploy.py restore {act['backup']} --yes"
-        stays += f"; the database before it all comes back with: {back}"
+        stays += (
+            "; the database before it all comes back with: "
+            f"python3 deploy.py restore {act['backup']} --yes"
+        )
     return f"{told}; {stays}"
 
 
 def check_reversible(migrations: Iterable[Migration]) -> None:
     """Failure unless every one of these migrations can be reversed."""
-    if fixed := list_names(each for each in migrations if not each.reversible):
-        raise Failure(
-            f"no migration was reversed, because {fixed} cannot be",
-            "write a migration that undoes it",
-        )
+    fixed = list_names(each for each in migrations if not each.reversible)
+    require(
+        not fixed,
+        f"no migration was reversed, because {fixed} cannot be",
+        "write a migration that undoes it",
+    )
 
 
 def restart(run: Run) -> None:
@@ -2716,29 +2702,22 @@ def restart(run: Run) -> None:
     check_health(site, run.release)
 
 
-def go_back(site: Site, act: Act) -> str:
+def go_back(site: Site, act: Act) -> str | None:
     """Make the release before live again: switch, restart, and check the health of the site."""
-    section, old = site.settings.restart, str(act["old"])
-    if not old:
+    if not act["old"]:
         return "there is no earlier release to go back to"
-    say(f"going back to {old}")
-    older = str(act["older"])
-    site.releases.switch(old, older if (site.releases.folder / older).is_dir() else "")
-    place = site.releases.open(site.releases.folder / old)
-    for argv in section.command:
-        try:
-            site.run((argv,), place, section.timeout)
-        except Failure as error:  # the site itself is asked whether that matters
-            log.warning(str(error))
+    section, place = site.settings.restart, site.releases.open(site.releases.folder / act["old"])
+    say(f"going back to {place.name}")
+    site.releases.switch(place.name, act["older"])
+    for argv in section.command:  # the site itself is asked whether a failure matters
+        Run.without_failing(site.run, (argv,), place, section.timeout)
     check_health(site, place)
-    return ""
+    return None
 
 
 def has_changed(run: Run) -> bool:
     """Whether the branch, .env or the settings are not those of the last deployment."""
-    if run.resumed:
-        return True
-    run.revision = fetch(run)
+    run.revision = _fetch(run)
     last = [entry.inputs for entry in run.site.history.entries() if entry.inputs]
     return last[-1:] != [run.inputs()]
 
@@ -2746,9 +2725,9 @@ def has_changed(run: Run) -> bool:
 def report_health(run: Run) -> int:
     """The exit status when nothing is new; what is wrong with the site is said once."""
     good, saw = ask_health(run.site)
-    last = [entry for entry in run.site.history.entries() if entry.command == "deploy"][-1:]
-    known = [entry.message for entry in last if entry.result == "unhealthy"]
-    if known if good else known != [clean(saw)]:
+    last = [entry for entry in run.site.history.entries() if entry.command == "deploy"][-1]
+    known = last.message if last.result == "unhealthy" else ""
+    if known != ("" if good else clean(saw)):
         console.hidden = False
         said = "is healthy again" if good else f"is not healthy: {saw}"
         say(f"nothing is new, and the site {said}; see: python3 deploy.py status")
@@ -2761,12 +2740,11 @@ def report_health(run: Run) -> int:
 
 def compare_schemas(run: Run, reverse_migrations: bool) -> None:
     """Say which migrations separate two releases; back up and reverse them if asked to."""
-    site, older, newer = run.site, run.release, run.site.releases.live()
-    say(f"from {newer.name if newer else 'nothing'} to {older.name}")
+    site, older = run.site, run.release
+    newer = site.releases.live() or older  # if none is live, the database must be as it knows it
+    say(f"from {site.releases.live_name() or 'nothing'} to {older.name}")
     run.show()
     run.start_candidate()  # it boots while the two schemas are compared
-    if not newer or not site.settings.migrate.shell:
-        return
     console.label = "migrate"
     try:
         known = {each.name: each.applied for each in site.database.migrations(older)}
@@ -2776,37 +2754,28 @@ def compare_schemas(run: Run, reverse_migrations: bool) -> None:
             raise
         log.warning(f"which migrations separate them is unknown: {error}")
         return
-    if lacking := ", ".join(name for name, is_applied in known.items() if not is_applied):
-        raise Failure(
-            f"{older.name} needs {lacking}, which the database lacks",
-            f"deploy it instead: python3 deploy.py deploy {run.revision[:7]}",
-        )
+    lacking = ", ".join(name for name, is_applied in known.items() if not is_applied)
+    require(
+        not lacking,
+        f"{older.name} needs {lacking}, which the database lacks",
+        f"deploy it instead: python3 deploy.py deploy {run.revision[:7]}",
+    )
     between = [each for each in applied if each.name not in known]
     apart = f"{newer.name} has {list_names(between) or 'no migration'} more than {older.name}"
     if reverse_migrations and between:
         check_reversible(between)
         say(f"{apart}, to be reversed")
-        reverse_between(run, newer, between)
+        site.journal.save(step="migrate")
+        change_schema(run, "reversal", newer, between)
     else:
         say(f"{apart}; the schema stays{', see --reverse-migrations' if between else ''}")
 
 
-def reverse_between(run: Run, newer: Release, between: list[Migration]) -> None:
-    """Back up, and reverse the migrations that only the live release knows."""
-    if run.candidate:  # what cannot be imported never touches the database
-        run.candidate.await_boot()
-    run.site.database.back_up(f"{run.started}-rollback")
-    run.site.journal.save(step="migrate")
-    run.site.journal.begin("reversal", release=newer.name)
-    run.site.database.reverse(newer, between)
-    run.end_candidate()  # it has booted on the schema before
-
-
-def apply_again(site: Site, act: Act) -> str:
+def apply_again(site: Site, act: Act) -> str | None:
     """Apply again what a rollback reversed, if the release that needs it is live after all."""
     live = site.releases.live()
     if not live or live.name != act["release"]:
-        return ""
+        return None
     site.database.migrate(live)
     return f"applied again what was reversed, because {live.name} is live"
 
@@ -2834,37 +2803,36 @@ def restore_backup(
 ) -> int:
     """Put a backup in the place of the database, after a backup of that."""
     file = file.absolute()
-    if not file.is_file():
-        raise Failure(f"there is no file {file}", f"name one of those in {site.backups}")
-    if not (yes or test):
-        raise Failure(
-            f"{file} would replace the database, which would be backed up first and take no "
-            "writes meanwhile; nothing was done",
-            "say --yes if you mean it; --test changes nothing",
-            USAGE,
-        )
+    require(file.is_file(), f"there is no file {file}", f"name one of those in {site.backups}")
+    require(
+        yes or test,
+        f"{file} would replace the database, which would be backed up first and take no "
+        "writes meanwhile; nothing was done",
+        "say --yes if you mean it; --test changes nothing",
+        USAGE,
+    )
     with transaction(site, "restore", wait) as run:
         run.show()
-        console.label, database = "restore", f"restore_{run.started.lower()}"
-        site.database.verify(file)
-        before = site.database.count("")
-        say(f"restoring {file} beside the database")
+        console.label = "restore"
         site.journal.save(step="restore")
-        act = site.journal.begin("restore", database=database, frozen=False)
+        site.database.verify(file)
+        say(f"restoring {file} beside the database")
+        act = site.journal.begin("restore", database=f"restore_{run.started.lower()}", frozen=False)
         with open(file, "rb") as dump:
-            site.database.restore("load", database, dump)
-        say(f"the backup holds {site.database.count(database)}; the database {before}")
+            site.database.restore("load", act["database"], dump)
+        holds, before = site.database.count(act["database"]), site.database.count("")
+        say(f"the backup holds {holds}; the database {before}")
         if not test:
-            exchange(run, act)
-        drop_restored(site, act)
+            _exchange(run, act)
+        end_restore(site, act)
         site.journal.end(act)
         run.commit("tested" if test else "restored", str(file))
-        done = "can be restored; nothing was changed" if test else "is the database now"
-        say(f"{file} {done}{'' if test else ', and takes writes'}")
+        now = "can be restored; nothing was changed" if test else "is the database now"
+        say(f"{file} {now}")
     return OK
 
 
-def exchange(run: Run, act: Act) -> None:
+def _exchange(run: Run, act: Act) -> None:
     """Put the restored database in the live one's place, and back if the site is not well."""
     site, database, live = run.site, run.site.database, run.site.releases.live()
     say("from now on the database takes no writes; reads go on")
@@ -2886,11 +2854,11 @@ def exchange(run: Run, act: Act) -> None:
             say(f"note: the restored database lacks {lacking}; python3 deploy.py applies them")
 
 
-def drop_restored(site: Site, act: Act) -> str:
+def end_restore(site: Site, act: Act) -> None:
     """Let the database take writes again, and drop the one beside it, restored or old."""
-    for step in ("thaw", "drop") if act["frozen"] else ("drop",):
-        site.database.restore(step, str(act["database"]))
-    return ""
+    if act["frozen"]:
+        site.database.restore("thaw", act["database"])
+    site.database.restore("drop", act["database"])
 
 
 def restart_everything(site: Site, wait: float = 0) -> int:
@@ -2918,9 +2886,8 @@ STEPS: dict[str, Callable[[Run], None]] = {
     "migrate": migrate,
     "restart": restart,
 }
-UNDO: dict[
-    str, Callable[[Site, Act], str]
-] = {  # each may be called again: what was done, or Failure
+# each may be called again; it says what was done if the user should know, or raises Failure
+UNDO: dict[str, Callable[[Site, Act], str | None]] = {
     "record": finish_record,
     "fast-forward": undo_fast_forward,
     "candidate": end_candidates,
@@ -2929,7 +2896,7 @@ UNDO: dict[
     "migrate": tell_of_migrations,
     "switch": go_back,
     "reversal": apply_again,
-    "restore": drop_restored,
+    "restore": end_restore,
 }
 
 

@@ -50,7 +50,8 @@ Run = subprocess.CompletedProcess[str]
 
 MANAGE = """
 import json, os, sys
-lab, undo = os.environ["LAB"], os.environ.get("DEPLOY_UNDO", "").split()
+lab, code = os.environ["LAB"], sys.stdin.read() if sys.argv[1] == "shell" else ""
+undo = code.strip().rpartition("\\n")[2].split("'")[1::2]  # migrations_in_django(['app.0002_x'])
 command = {"shell": "reverse" if undo else "plan"}.get(sys.argv[1], sys.argv[1])
 read = lambda path: open(path).read() if os.path.exists(path) else ""
 done, wanted = read(f"{lab}/database").split(), read("migrations").split()
@@ -62,7 +63,7 @@ if command == "collectstatic":
     os.mkdir("staticfiles")
     open("staticfiles/style.css", "w").write(read("app"))
 elif command == "plan":
-    assert "json.dumps" in sys.stdin.read()
+    assert "json.dumps" in code
     print("Planned operations:")
     print(json.dumps([{"name": name, "applied": name in done, "reversible": "fixed" not in name,
                        "removes": ["Remove field x from y"] * ("remove" in name)} for name in wanted]))

@@ -70,7 +70,9 @@ class Backup(BackupTest):
 
     def test_no_command(self) -> None:
         self.lab.setting("backup", "command", "")
-        self.assert_none_made(self.lab.deploy("backup"), "[backup] command is empty")
+        self.assert_none_made(
+            self.lab.deploy("backup"), "the backup is empty", "mend [backup] command"
+        )
 
     def test_no_room(self) -> None:
         last = self.backups / "29990101T000000Z.dump"
@@ -150,7 +152,7 @@ class Restore(BackupTest):
         self.assertEqual(saved.read_text(), "app.0001_first")
         self.assertEqual(
             (self.lab.root / "acts").read_text().split(),
-            ["count", "load", "count", "freeze", "swap", "thaw", "drop"],
+            ["load", "count", "count", "freeze", "swap", "thaw", "drop"],
         )
         for said in (
             "takes no writes",
@@ -194,7 +196,7 @@ class Restore(BackupTest):
         run = self.lab.deploy("restore", str(self.backup), "--test")
         self.assert_status(run, 0)
         self.assertEqual(
-            (self.lab.root / "acts").read_text().split(), ["count", "load", "count", "drop"]
+            (self.lab.root / "acts").read_text().split(), ["load", "count", "count", "drop"]
         )
         self.assertEqual((self.state(), self.made()), (("app.0001_first", True, []), []))
         self.assertIn("can be restored; nothing was changed", run.stdout)

@@ -235,6 +235,24 @@ class Rollback(RollbackTest):
         self.lab.script("during-plan", "exit 1")
         self.assert_failed(self.reverse(), "ended with status 1", live="two")
 
+    def test_nor_are_they_passed_over_for_want_of_a_shell(self) -> None:
+        self.lab.setting("migrate", "shell", "")
+        self.assert_failed(
+            self.reverse(), "[migrate] shell did not list the migrations", live="two"
+        )
+        self.assert_applied(*self.more)
+
+    def test_out_of_a_state_where_none_is_live_the_database_must_have_what_it_needs(self) -> None:
+        newer = self.names()[0]
+        self.assert_deployed(self.reverse(), "one")
+        (self.lab.workspace / "current").unlink()
+        self.lab.tick()
+        run = self.lab.deploy("rollback", newer)
+        self.assert_sentence(
+            run, 1, [f"{newer} needs app.0002_good, app.0003_good", "no release is live yet"]
+        )
+        self.assertEqual(self.lab.live(), "one")
+
     def test_a_release_that_cannot_boot_leaves_them_alone(self) -> None:
         (self.lab.workspace / "releases" / self.names()[1] / "boot").write_text("broken")
         self.lab.script("during-reverse", 'touch "$LAB/reversed"')
