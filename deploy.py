@@ -246,10 +246,11 @@ class CommandFailed(Failure):
         command = shlex.join(argv)
         last = next((line.strip() for line in reversed(tail) if line.strip()), "no output")[:200]
         self.last = f"{last} ({ended})"
-        details = [f"in {folder}: {command}", f"{ended}; its last lines:"]
-        details += [f"| {line}" for line in tail]
+        lines = [f"| {line}" for line in tail]
         super().__init__(
-            f"`{command}` {ended} ({last})", "mend that and deploy again", FAILED, details
+            f"`{command}` {ended} ({last})",
+            "mend that and deploy again",
+            details=[f"in {folder}: {command}", f"{ended}; its last lines:", *lines],
         )
 
 
@@ -862,8 +863,6 @@ class Console(logging.Handler):
             print(text, end=end, flush=True)
         except OSError:  # from now on into nothing, or the interpreter fails to flush at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        except (ValueError, AttributeError):  # stdout was closed before the start
-            self.hidden = True
 
     @contextlib.contextmanager
     def step(self, name: str, usual: float) -> Iterator[None]:
@@ -910,12 +909,9 @@ def as_failure(error: BaseException) -> Failure:
     if isinstance(error, Failure):
         return error
     if isinstance(error, Interrupted):
-        number = int(error.args[0])
-        return Failure(
-            f"ended by {signal.Signals(number).name}",
-            "deploy again when you are ready",
-            128 + number,
-        )
+        number = signal.Signals(error.args[0])
+        remedy = "deploy again when you are ready"
+        return Failure(f"ended by {number.name}", remedy, 128 + number)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return Failure("the disk is full", "make room (df -h shows where), then deploy again")
     log.debug("nobody foresaw this:", exc_info=error)
@@ -926,8 +922,8 @@ def as_failure(error: BaseException) -> Failure:
 
 HEARTBEAT = 15.0  # seconds without a line of output before one says that the step still runs
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+LINGER = 5.0  # seconds in which the last lines are read while a child of a command keeps it open
 TAIL = 20  # lines of a failed command's output that are shown again
-PIECE = 1 << 20  # bytes: a line that is longer is read in pieces
 INSTALLED_BY = {
     "git": "sudo apt-get install git",
     "pipenv": "sudo apt-get install pipenv",
@@ -952,11 +948,12 @@ class Child:
         stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.PIPE,
     ) -> None:
-        program = shutil.which(argv[0], path=environment.get("PATH")) or argv[0]
-        if "/" not in program:
-            remedy = INSTALLED_BY.get(program, "install it")
-            raise Failure(f"{program} is not installed, or not in PATH", remedy)
-        apart = stdout != subprocess.PIPE or len(sinks) > 1
+        name, together = argv[0], stdout == subprocess.PIPE and len(sinks) == 1
+        require(
+            "/" in name or shutil.which(name, path=environment.get("PATH")),
+            f"{name} is not installed, or not in PATH",
+            INSTALLED_BY.get(name, "install it"),
+        )
         try:
             self.process = subprocess.Popen(
                 argv,
@@ -964,54 +961,38 @@ class Child:
                 env=environment,
                 stdin=stdin,
                 stdout=stdout,
-                stderr=subprocess.PIPE if apart else subprocess.STDOUT,
+                stderr=subprocess.STDOUT if together else subprocess.PIPE,
                 pass_fds=inherited,
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:  # ValueError: an argument with a NUL in it
-            reason = error.strerror if isinstance(error, OSError) else error
+            reason = getattr(error, "strerror", error)
             raise Failure(
                 f"`{shlex.join(argv)}` cannot be started in {folder}: {reason}",
                 "mend the command in the settings file",
             ) from None
-        self.heard = time.monotonic()  # when it last wrote a line
         streams = [each for each in (self.process.stdout, self.process.stderr) if each]
-        self.readers = [
-            threading.Thread(target=self.read, args=pair, daemon=True)
+        self._readers = [
+            threading.Thread(target=self._read, args=pair, daemon=True)
             for pair in zip(streams, sinks, strict=True)
         ]
-        for reader in self.readers:
+        for reader in self._readers:
             reader.start()
 
-    def read(self, stream: IO[bytes], sink: Sink) -> None:
-        """Hand over line after line; a very long one in pieces, none of which ends in a secret."""
-        held = b""
-        while chunk := stream.readline(PIECE):
-            self.heard = math.inf  # until this line is handed over
-            held, cut = held + chunk, len(held + chunk)
-            if not chunk.endswith(b"\n"):
-                if cut < PIECE:
-                    continue
-                held = redactor.pattern.sub(b"***", held)
-                cut = len(held) - redactor.longest
-            sink(held[:cut].decode("utf-8", "replace").rstrip("\r\n"))
-            held, self.heard = held[cut:], time.monotonic()
-        if held:
-            sink(held.decode("utf-8", "replace"))
+    def _read(self, stream: IO[bytes], sink: Sink) -> None:
+        for line in stream:  # whole lines, however long: a part of a secret would not be known
+            sink(line.decode("utf-8", "replace").rstrip("\r\n"))
         stream.close()
 
     def ended(self, seconds: float) -> bool:
         """Wait up to so long for its end; not for a grandchild that keeps its output open."""
         until = time.monotonic() + seconds
-        for reader in self.readers:
+        for reader in self._readers:
             reader.join(max(until - time.monotonic(), 0))
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(max(until - time.monotonic(), 0.01))
-            self.heard, most = max(self.heard, time.monotonic()), time.monotonic() + GRACE
-            while any(reader.is_alive() for reader in self.readers):  # it has left lines to read
-                if time.monotonic() > min(self.heard + 1, most):
-                    break  # a grandchild talks on
-                self.readers[-1].join(0.01)
+            for reader in self._readers:  # it has left lines to read
+                reader.join(LINGER)
         return self.process.returncode is not None
 
     def end(self) -> None:
@@ -1019,16 +1000,15 @@ class Child:
 
         def gone() -> bool:
             self.process.poll()
-            os.killpg(group, 0)
+            os.killpg(self.process.pid, 0)  # ProcessLookupError: it is
             return False
 
-        group = self.process.pid
         # nobody of ours is left to get the signal, or to wait for
         ours = (ProcessLookupError, PermissionError, subprocess.TimeoutExpired)
         with contextlib.suppress(*ours), shielded():
-            os.killpg(group, signal.SIGTERM)
+            os.killpg(self.process.pid, signal.SIGTERM)
             wait_until(gone, GRACE)
-            os.killpg(group, signal.SIGKILL)
+            os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(GRACE)
 
 
@@ -1065,12 +1045,12 @@ class Commands:
         log.log(level, f"$ {shlex.join(argv)}")
         sinks = [keep, show] if quiet and stdout == subprocess.PIPE else [show]
         child = Child(argv, folder, environment, sinks, self.lock.inherited, stdin, stdout)
-        if ended := self.await_end(child, argv[0], timeout):
+        if ended := self._await_end(child, argv[0], timeout):
             raise CommandFailed(argv, folder, ended, tuple(tail))
         return "\n".join(lines)
 
     @staticmethod
-    def await_end(child: Child, name: str, timeout: float) -> str:
+    def _await_end(child: Child, name: str, timeout: float) -> str:
         """How a command ended, when that was not well; it does not outlive this call."""
         began = time.monotonic()
         try:
@@ -1085,7 +1065,7 @@ class Commands:
             if child.process.returncode is None:
                 child.end()
                 child.ended(1)  # its last words are among the last lines
-        status = child.process.returncode or 0
+        status = child.process.returncode
         ended = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
         return ended if status else ""
 
@@ -1879,7 +1859,7 @@ class Database:
                 )
                 os.fsync(file.fileno())
             except (CommandFailed, OSError):
-                if shutil.disk_usage(partial.parent).free < PIECE:
+                if shutil.disk_usage(partial.parent).free < 1 << 20:
                     raise Failure("the backup has filled the disk", MAKE_ROOM) from None
                 raise
         if not partial.stat().st_size:
@@ -1926,7 +1906,7 @@ def remove_partial(site: Site, act: Act) -> str:
 def check_room(folder: Path) -> None:
     """Failure unless a backup as large as the largest fits on the disk, with room to spare."""
     largest = max((each.stat().st_size for each in folder.glob("*.dump")), default=0)
-    needed, free = largest * 1.2 + 16 * PIECE, shutil.disk_usage(folder).free
+    needed, free = largest * 1.2 + (16 << 20), shutil.disk_usage(folder).free
     if free < needed:
         raise Failure(
             f"there is no room for a backup: {free / 1e6:.0f} MB are free in {folder}, "
