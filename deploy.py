@@ -198,14 +198,13 @@ def shielded() -> Iterator[None]:
 
 def wait_until(condition: Callable[[], object], seconds: float) -> bool:
     """Whether a condition came true within so many seconds; a signal ends the wait."""
-    until, rest = time.monotonic() + seconds, 0.001
+    until = time.monotonic() + seconds
     while not condition():
         Signals.check()
         left = until - time.monotonic()
         if left <= 0:
             return False
-        time.sleep(min(rest, left))
-        rest = min(rest * 1.5, 0.1)
+        time.sleep(min(left, 0.01))
     return True
 
 
@@ -910,8 +909,8 @@ def as_failure(error: BaseException) -> Failure:
         return error
     if isinstance(error, Interrupted):
         number = signal.Signals(error.args[0])
-        remedy = "deploy again when you are ready"
-        return Failure(f"ended by {number.name}", remedy, 128 + number)
+        again = "deploy again when you are ready"
+        return Failure(f"ended by {number.name}", again, 128 + number)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return Failure("the disk is full", "make room (df -h shows where), then deploy again")
     log.debug("nobody foresaw this:", exc_info=error)
@@ -1076,8 +1075,8 @@ def servers(folder: Path, program: str) -> dict[int, Path]:
     for process in Path("/proc").glob("[0-9]*"):  # none where there is no /proc
         with contextlib.suppress(OSError):  # it has ended, or is another user's
             place = os.readlink(process / "cwd").removesuffix(" (deleted)")
-            title = (process / "cmdline").read_text("utf-8", "replace").replace("\0", " ")
-            programs = {os.path.basename(word).rstrip(":") for word in title.split()}
+            words = re.split(r"[\0 ]", (process / "cmdline").read_text("utf-8", "replace"))
+            programs = {os.path.basename(word).rstrip(":") for word in words}
             if Path(place).is_relative_to(folder) and (not program or program in programs):
                 found[int(process.name)] = Path(place)
     return found
@@ -3377,8 +3376,8 @@ class Server:
 def _install_programs(server: Server) -> None:
     path = server.site.base["PATH"]
     programs = {argv[0] for argv in server.site.settings.step_commands()} | {"git", "nginx"}
-    lacking = [each for each in programs & {*PACKAGES} if not shutil.which(each, path=path)]
-    missing = sorted(PACKAGES[each] for each in lacking)
+    wanted = sorted(programs & PACKAGES.keys())
+    missing = [PACKAGES[each] for each in wanted if not shutil.which(each, path=path)]
     if "docker" in programs and not server.holds("docker", "compose", "version"):
         in_ubuntu = server.holds("apt-cache", "show", "docker-compose-v2")
         missing.append("docker-compose-v2" if in_ubuntu else "docker-compose")
