@@ -198,14 +198,13 @@ def shielded() -> Iterator[None]:
 
 def wait_until(condition: Callable[[], object], seconds: float) -> bool:
     """Whether a condition came true within so many seconds; a signal ends the wait."""
-    until, rest = time.monotonic() + seconds, 0.001
+    until = time.monotonic() + seconds
     while not condition():
         Signals.check()
         left = until - time.monotonic()
         if left <= 0:
             return False
-        time.sleep(min(rest, left))
-        rest = min(rest * 1.5, 0.1)
+        time.sleep(min(left, 0.01))
     return True
 
 
@@ -246,10 +245,11 @@ class CommandFailed(Failure):
         command = shlex.join(argv)
         last = next((line.strip() for line in reversed(tail) if line.strip()), "no output")[:200]
         self.last = f"{last} ({ended})"
-        details = [f"in {folder}: {command}", f"{ended}; its last lines:"]
-        details += [f"| {line}" for line in tail]
+        lines = [f"| {line}" for line in tail]
         super().__init__(
-            f"`{command}` {ended} ({last})", "mend that and deploy again", FAILED, details
+            f"`{command}` {ended} ({last})",
+            "mend that and deploy again",
+            details=[f"in {folder}: {command}", f"{ended}; its last lines:", *lines],
         )
 
 
@@ -839,8 +839,6 @@ class Console(logging.Handler):
             print(text, end=end, flush=True)
         except OSError:  # from now on into nothing, or the interpreter fails to flush at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        except (ValueError, AttributeError):  # stdout was closed before the start
-            self.hidden = True
 
     @contextlib.contextmanager
     def step(self, name: str, usual: float) -> Iterator[None]:
@@ -887,12 +885,9 @@ def as_failure(error: BaseException) -> Failure:
     if isinstance(error, Failure):
         return error
     if isinstance(error, Interrupted):
-        number = int(error.args[0])
-        return Failure(
-            f"ended by {signal.Signals(number).name}",
-            "deploy again when you are ready",
-            128 + number,
-        )
+        number = signal.Signals(error.args[0])
+        again = "deploy again when you are ready"
+        return Failure(f"ended by {number.name}", again, 128 + number)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return Failure("the disk is full", "make room (df -h shows where), then deploy again")
     log.debug("nobody foresaw this:", exc_info=error)
@@ -903,8 +898,8 @@ def as_failure(error: BaseException) -> Failure:
 
 HEARTBEAT = 15.0  # seconds without a line of output before one says that the step still runs
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+LINGER = 5.0  # seconds in which the last lines are read while a child of a command keeps it open
 TAIL = 20  # lines of a failed command's output that are shown again
-PIECE = 1 << 20  # bytes: a line that is longer is read in pieces
 INSTALLED_BY = {
     "git": "sudo apt-get install git",
     "pipenv": "sudo apt-get install pipenv",
@@ -929,11 +924,12 @@ class Child:
         stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.PIPE,
     ) -> None:
-        program = shutil.which(argv[0], path=environment.get("PATH")) or argv[0]
-        if "/" not in program:
-            remedy = INSTALLED_BY.get(program, "install it")
-            raise Failure(f"{program} is not installed, or not in PATH", remedy)
-        apart = stdout != subprocess.PIPE or len(sinks) > 1
+        name, together = argv[0], stdout == subprocess.PIPE and len(sinks) == 1
+        require(
+            "/" in name or shutil.which(name, path=environment.get("PATH")),
+            f"{name} is not installed, or not in PATH",
+            INSTALLED_BY.get(name, "install it"),
+        )
         try:
             self.process = subprocess.Popen(
                 argv,
@@ -941,54 +937,38 @@ class Child:
                 env=environment,
                 stdin=stdin,
                 stdout=stdout,
-                stderr=subprocess.PIPE if apart else subprocess.STDOUT,
+                stderr=subprocess.STDOUT if together else subprocess.PIPE,
                 pass_fds=inherited,
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:  # ValueError: an argument with a NUL in it
-            reason = error.strerror if isinstance(error, OSError) else error
+            reason = getattr(error, "strerror", error)
             raise Failure(
                 f"`{shlex.join(argv)}` cannot be started in {folder}: {reason}",
                 "mend the command in the settings file",
             ) from None
-        self.heard = time.monotonic()  # when it last wrote a line
         streams = [each for each in (self.process.stdout, self.process.stderr) if each]
-        self.readers = [
-            threading.Thread(target=self.read, args=pair, daemon=True)
+        self._readers = [
+            threading.Thread(target=self._read, args=pair, daemon=True)
             for pair in zip(streams, sinks, strict=True)
         ]
-        for reader in self.readers:
+        for reader in self._readers:
             reader.start()
 
-    def read(self, stream: IO[bytes], sink: Sink) -> None:
-        """Hand over line after line; a very long one in pieces, none of which ends in a secret."""
-        held = b""
-        while chunk := stream.readline(PIECE):
-            self.heard = math.inf  # until this line is handed over
-            held, cut = held + chunk, len(held + chunk)
-            if not chunk.endswith(b"\n"):
-                if cut < PIECE:
-                    continue
-                held = redactor.pattern.sub(b"***", held)
-                cut = len(held) - redactor.longest
-            sink(held[:cut].decode("utf-8", "replace").rstrip("\r\n"))
-            held, self.heard = held[cut:], time.monotonic()
-        if held:
-            sink(held.decode("utf-8", "replace"))
+    def _read(self, stream: IO[bytes], sink: Sink) -> None:
+        for line in stream:  # whole lines, however long: a part of a secret would not be known
+            sink(line.decode("utf-8", "replace").rstrip("\r\n"))
         stream.close()
 
     def ended(self, seconds: float) -> bool:
         """Wait up to so long for its end; not for a grandchild that keeps its output open."""
         until = time.monotonic() + seconds
-        for reader in self.readers:
+        for reader in self._readers:
             reader.join(max(until - time.monotonic(), 0))
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(max(until - time.monotonic(), 0.01))
-            self.heard, most = max(self.heard, time.monotonic()), time.monotonic() + GRACE
-            while any(reader.is_alive() for reader in self.readers):  # it has left lines to read
-                if time.monotonic() > min(self.heard + 1, most):
-                    break  # a grandchild talks on
-                self.readers[-1].join(0.01)
+            for reader in self._readers:  # it has left lines to read
+                reader.join(LINGER)
         return self.process.returncode is not None
 
     def end(self) -> None:
@@ -996,16 +976,15 @@ class Child:
 
         def gone() -> bool:
             self.process.poll()
-            os.killpg(group, 0)
+            os.killpg(self.process.pid, 0)  # ProcessLookupError: it is
             return False
 
-        group = self.process.pid
         # nobody of ours is left to get the signal, or to wait for
         ours = (ProcessLookupError, PermissionError, subprocess.TimeoutExpired)
         with contextlib.suppress(*ours), shielded():
-            os.killpg(group, signal.SIGTERM)
+            os.killpg(self.process.pid, signal.SIGTERM)
             wait_until(gone, GRACE)
-            os.killpg(group, signal.SIGKILL)
+            os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(GRACE)
 
 
@@ -1042,12 +1021,12 @@ class Commands:
         log.log(level, f"$ {shlex.join(argv)}")
         sinks = [keep, show] if quiet and stdout == subprocess.PIPE else [show]
         child = Child(argv, folder, environment, sinks, self.lock.inherited, stdin, stdout)
-        if ended := self.await_end(child, argv[0], timeout):
+        if ended := self._await_end(child, argv[0], timeout):
             raise CommandFailed(argv, folder, ended, tuple(tail))
         return "\n".join(lines)
 
     @staticmethod
-    def await_end(child: Child, name: str, timeout: float) -> str:
+    def _await_end(child: Child, name: str, timeout: float) -> str:
         """How a command ended, when that was not well; it does not outlive this call."""
         began = time.monotonic()
         try:
@@ -1062,7 +1041,7 @@ class Commands:
             if child.process.returncode is None:
                 child.end()
                 child.ended(1)  # its last words are among the last lines
-        status = child.process.returncode or 0
+        status = child.process.returncode
         ended = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
         return ended if status else ""
 
@@ -1073,8 +1052,8 @@ def servers(folder: Path, program: str) -> dict[int, Path]:
     for process in Path("/proc").glob("[0-9]*"):  # none where there is no /proc
         with contextlib.suppress(OSError):  # it has ended, or is another user's
             place = os.readlink(process / "cwd").removesuffix(" (deleted)")
-            title = (process / "cmdline").read_text("utf-8", "replace").replace("\0", " ")
-            programs = {os.path.basename(word).rstrip(":") for word in title.split()}
+            words = re.split(r"[\0 ]", (process / "cmdline").read_text("utf-8", "replace"))
+            programs = {os.path.basename(word).rstrip(":") for word in words}
             if Path(place).is_relative_to(folder) and (not program or program in programs):
                 found[int(process.name)] = Path(place)
     return found
@@ -1841,7 +1820,7 @@ class Database:
                 os.fsync(file.fileno())
             except (CommandFailed, OSError):
                 require(
-                    shutil.disk_usage(partial.parent).free > PIECE,
+                    shutil.disk_usage(partial.parent).free > (1 << 20),
                     "the backup has filled the disk",
                     _MAKE_ROOM,
                 )
@@ -1889,7 +1868,7 @@ def remove_partial(site: Site, act: Act) -> None:
 
 def _check_room(folder: Path) -> None:
     largest = max((each.stat().st_size for each in folder.glob("*.dump")), default=0)
-    needed, free = largest * 1.2 + 16 * PIECE, shutil.disk_usage(folder).free
+    needed, free = largest * 1.2 + (16 << 20), shutil.disk_usage(folder).free
     require(
         free > needed,
         f"there is no room for a backup: {free / 1e6:.0f} MB are free in {folder}, "
@@ -3228,26 +3207,77 @@ PACKAGES = {
 }
 SECURE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # sudo's own PATH
 UNITS, NGINX, SUDOERS = Path("/etc/systemd/system"), Path("/etc/nginx"), Path("/etc/sudoers.d")
-ENABLED = NGINX / "sites-enabled"
+SERVICE, TIMER = (
+    ("gunicorn.socket", "gunicorn.service"),
+    ("gforms-deploy.service", "gforms-deploy.timer"),
+)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A file that set-up places: its text, its rights, and a command that judges it beforehand."""
+
+    path: Path
+    text: str
+    mode: int = 0o644
+    check: tuple[str, ...] = ()
+
+
+def text_of(path: Path) -> str:
+    """The text of a file; nothing when it is not there."""
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def files_to_place(site: Site, timer: bool) -> list[Placed]:
+    """The units, the rights and nginx's site, as they are to be; whoever asks need not be root."""
+    names = SERVICE + TIMER if timer else SERVICE
+    units = {name: _fill_in(site, f"systemd/{name}") for name in names}
+    standby = re.sub(r"(?ms)^\[Install\]$.*?(?=^\[|\Z)", "", units["gunicorn.service"])
+    units["gunicorn-standby.service"] = re.sub(
+        r"(?m)^(Description=.*)", r"\1, stand-by during a restart", standby
+    )
+    rights = SUDOERS / re.sub(r"\W", "-", f"{site.root.name}-deploy")
+    return [
+        *(Placed(UNITS / name, text) for name, text in units.items()),
+        Placed(rights, _sudo_rights(site), 0o440, ("visudo", "--check", "--file")),
+        Placed(NGINX / "sites-available/gforms.conf", _fill_in(site, "nginx/gforms.conf")),
+    ]
+
+
+def _fill_in(site: Site, name: str) -> str:
+    text, owner = text_of(site.root / name), pwd.getpwuid(site.root.stat().st_uid)
+    require(text, f"{site.root / name} is not there", "commit it, beside deploy.py", MISTAKE)
+    for pattern, ours in (
+        (r"/home/ubuntu/gforms", str(site.root)),
+        (r"server_name gforms\.example\.com;", f"server_name {' '.join(site.hosts)};"),
+        (r"(?m)^User=.*", f"User={owner.pw_name}"),
+        (r"(?m)^Group=.*", f"Group={grp.getgrgid(owner.pw_gid).gr_name}"),
+    ):
+        text = re.sub(pattern, ours, text)
+    return text
+
+
+def _sudo_rights(site: Site) -> str:
+    text = f"# What [restart] of {site.settings_file} runs.\n"
+    for _, _, name, *arguments in site.settings.restart.sudo():
+        words = " ".join(re.sub(r"([\\,:=*?!\[\] ])", r"\\\1", word) for word in arguments) or '""'
+        program = shutil.which(name, path=SECURE_PATH) or f"/usr/sbin/{name}"
+        text += f"{site.root.owner()} ALL=(root) NOPASSWD: {program} {words}\n"  # "": no argument
+    return text
 
 
 class Server:
     """The server of the checkout: what is changed on it, as root, and how that is undone."""
 
     def __init__(self, site: Site, dry_run: bool) -> None:
-        self.site, self.dry_run = site, dry_run
-        owner = pwd.getpwuid(site.root.stat().st_uid)
-        self.user, self.group = owner.pw_name, grp.getgrgid(owner.pw_gid).gr_name
+        self.site, self.dry_run, self.user = site, dry_run, site.root.owner()
+        self.as_owner = ("sudo", "-Hu", self.user, "--")
         self.changes, self.undo = 0, contextlib.ExitStack()  # puts it back when a later part fails
 
-    def ask(self, *argv: str, shown: bool = False) -> str:
+    def ask(self, *argv: str, quiet: bool = True) -> str:
         """What a command wrote, run as root; Failure when it fails."""
         environment = self.site.base | {"DEBIAN_FRONTEND": "noninteractive"}
-        return self.site.commands.run(argv, self.site.root, environment, 3600, quiet=not shown)
-
-    def ask_as_owner(self, *argv: str) -> str:
-        """What a command of the checkout's owner wrote."""
-        return self.ask("sudo", "-Hu", self.user, "--", *argv)
+        return self.site.commands.run(argv, self.site.root, environment, 3600, quiet)
 
     def holds(self, *argv: str) -> bool:
         """Whether a command ends with status 0."""
@@ -3256,31 +3286,34 @@ class Server:
             return True
         return False
 
-    def change(self, *argv: str, undo: Sequence[str] = (), shown: bool = False) -> None:
+    def change(self, *argv: str, undo: Sequence[str] = ()) -> None:
         """Run a command that changes something, and know its undo; a dry run only says it."""
         self.changes += 1
-        if self.dry_run or not shown:
+        if self.dry_run:
             say(f"$ {shlex.join(argv)}")
-        if not self.dry_run:
-            if undo:
-                self.undo.callback(self.holds, *undo)
-            self.ask(*argv, shown=shown)
+            return
+        if undo:
+            self.undo.callback(self.holds, *undo)
+        self.ask(*argv, quiet=False)
 
-    def place(self, path: Path, text: str, mode: int = 0o644) -> None:
+    def place(self, file: Placed) -> None:
         """Put a file in its place if it differs, with what was there kept beside it."""
-        old = path.read_text(encoding="utf-8") if path.exists() else ""
-        if text == old:
+        path, old = file.path, text_of(file.path)
+        if file.text == old:
             return
         self.changes += 1
         say(f"write {path}")
         if self.dry_run:
-            was, then = old.splitlines(), text.splitlines()
-            for line in difflib.unified_diff(was, then, "now", "then", lineterm=""):
+            lines = old.splitlines(), file.text.splitlines()
+            for line in difflib.unified_diff(*lines, "now", "then", lineterm=""):
                 say(line)
             return
         beside, kept = (path.with_name(f"{path.name}.{end}") for end in ("new", clock(STAMP)))
-        beside.write_text(text, encoding="utf-8")
-        beside.chmod(mode)
+        self.undo.callback(beside.unlink, missing_ok=True)
+        beside.write_text(file.text, encoding="utf-8")
+        beside.chmod(file.mode)
+        if file.check:
+            self.ask(*file.check, str(beside))
         if path.exists():
             shutil.copy2(path, kept)
             self.undo.callback(kept.replace, path)
@@ -3288,30 +3321,15 @@ class Server:
             self.undo.callback(path.unlink, missing_ok=True)
         beside.replace(path)
 
-    def filled(self, source: Path) -> str:
-        """The text of a shipped file, with the path, the user and the names of this site."""
-        text = source.read_text(encoding="utf-8")
-        for pattern, ours in (
-            (r"/home/ubuntu/gforms", str(self.site.root)),
-            (r"server_name gforms\.example\.com;", f"server_name {' '.join(self.site.hosts)};"),
-            (r"(?m)^User=.*", f"User={self.user}"),
-            (r"(?m)^Group=.*", f"Group={self.group}"),
-        ):
-            text = re.sub(pattern, ours, text)
-        return text
 
-
-def install_programs(server: Server) -> None:
-    """The programs of a deployment, and its user's right to Docker."""
+def _install_programs(server: Server) -> None:
     path = server.site.base["PATH"]
     programs = {argv[0] for argv in server.site.settings.step_commands()} | {"git", "nginx"}
-    wanted = sorted(programs & {*PACKAGES})
+    wanted = sorted(programs & PACKAGES.keys())
     missing = [PACKAGES[each] for each in wanted if not shutil.which(each, path=path)]
     if "docker" in programs and not server.holds("docker", "compose", "version"):
-        known = server.holds("apt-cache", "show", "docker-compose-v2")
-        missing.append(
-            "docker-compose-v2" if known else "docker-compose"
-        )  # Ubuntu's, Debian's name
+        in_ubuntu = server.holds("apt-cache", "show", "docker-compose-v2")
+        missing.append("docker-compose-v2" if in_ubuntu else "docker-compose")
     if missing:
         server.change("apt-get", "update")
         server.change("apt-get", "install", "--yes", *missing)
@@ -3319,207 +3337,130 @@ def install_programs(server: Server) -> None:
         server.change("usermod", "--append", "--groups", "docker", server.user)
 
 
-def units_for(server: Server, timer: bool) -> dict[str, str]:
-    """The name and text of each unit; the stand-by is the service, but is not started at boot."""
-    shipped = sorted((server.site.root / "systemd").iterdir())
-    units = {
-        each.name: server.filled(each) for each in shipped if timer or "deploy" not in each.name
-    }
-    if service := units.get("gunicorn.service"):
-        standby = re.sub(r"(?m)^(Description=.*)", r"\1, stand-by during a restart", service)
-        standby = re.sub(r"(?ms)^\[Install\]$.*?(?=^\[|\Z)", "", standby)
-        units.setdefault("gunicorn-standby.service", standby)
-    return units
-
-
-def verify_units(server: Server, units: Mapping[str, str]) -> None:
-    """Failure when systemd does not accept the units."""
+def _verify_units(server: Server, units: Sequence[Placed]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for name, text in units.items():  # what they start is there only after the first deployment
-            Path(folder, name).write_text(
-                re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", text), encoding="utf-8"
-            )
-        server.ask("systemd-analyze", "verify", *(f"{folder}/{name}" for name in units))
+        for unit in units:  # what they start is there only after the first deployment
+            text = re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", unit.text)
+            Path(folder, unit.path.name).write_text(text, encoding="utf-8")
+        server.ask("systemd-analyze", "verify", *map(str, Path(folder).iterdir()))
 
 
-def place_units(server: Server, units: Mapping[str, str]) -> bool:
-    """Put the units in their place and have systemd read them; whether one differed."""
+def _place_units(server: Server, units: Sequence[Placed]) -> bool:
+    """Put units in their place, for now and after a reboot; whether one differed."""
+    before = server.changes
     if not server.dry_run:
         server.undo.callback(server.holds, "systemctl", "daemon-reload")
-    before = server.changes
-    for name, text in units.items():
-        server.place(UNITS / name, text)
-    if server.changes > before:
+    for unit in units:
+        server.place(unit)
+    changed = server.changes > before
+    if changed:
         server.change("systemctl", "daemon-reload")
+    for name in [unit.path.name for unit in units if "[Install]" in unit.text]:
+        if not server.holds("systemctl", "is-enabled", name):
+            words = ["--now", name] if name in TIMER else [name]
+            server.change("systemctl", "enable", *words, undo=("systemctl", "disable", *words))
+    return changed
+
+
+def _place_site(server: Server, file: Placed) -> bool:
+    """Put nginx's file in place of those with its names; whether nginx has to read it anew."""
+    enabled, before = NGINX / "sites-enabled", server.changes
+    link, hosts = enabled / file.path.name, "|".join(map(re.escape, server.site.hosts))
+    same = re.compile(rf"server_name[^;]*\s({hosts})[\s;]")
+    rivals = [
+        each
+        for each in sorted(enabled.glob("*"))
+        if each.name in ("default", link.name) or same.search(text_of(each))
+    ]
+    for each in rivals:
+        if "managed by Certbot" in text_of(each):
+            say(f"{each} is managed by Certbot: nginx is left as it is")
+            return False
+    for each in sorted({*rivals} - {link}):
+        kept = str(file.path.with_name(f"{each.name}.{clock(STAMP)}"))
+        server.change("mv", str(each), kept, undo=("mv", kept, str(each)))
+    server.place(file)
+    if not link.exists():
+        server.change("ln", "-s", str(file.path), str(link), undo=("rm", str(link)))
+    if not server.dry_run:
+        server.ask("nginx", "-t", "-q")
     return server.changes > before
 
 
-def take_port(server: Server, changed: bool, running: bool) -> None:
+def _take_port(server: Server, changed: bool, running: bool) -> None:
     """The socket holds the port of the site; a gunicorn that is running goes on behind it."""
-    if not changed and server.holds("systemctl", "is-active", "gunicorn.socket"):
+    name, restart = "gunicorn.socket", ("systemctl", "restart", "gunicorn")
+    if not changed and server.holds("systemctl", "is-active", name):
         return
     if running:
-        server.change(
-            "systemctl",
-            "stop",
-            "gunicorn.socket",
-            "gunicorn",
-            undo=("systemctl", "restart", "gunicorn"),
-        )
-    server.change(
-        "systemctl", "start", "gunicorn.socket", undo=("systemctl", "stop", "gunicorn.socket")
-    )
+        server.change("systemctl", "stop", name, "gunicorn", undo=restart)
+    server.change("systemctl", "start", name, undo=("systemctl", "stop", name))
     if running:
         server.change("systemctl", "start", "gunicorn")
 
 
-def enable_units(server: Server, units: Mapping[str, str]) -> None:
-    """Have what is to be there after a reboot."""
-    for name, text in units.items():
-        if "[Install]" in text and not server.holds("systemctl", "is-enabled", name):
-            words = ["--now", name] if name.endswith(".timer") else [name]
-            server.change("systemctl", "enable", *words, undo=("systemctl", "disable", *words))
-
-
-def sudo_rights(server: Server) -> str:
-    """The sudoers file: the right to run as root what [restart] runs with sudo, nothing else."""
-    text = f"# What [restart] of {server.site.settings_file} runs.\n"
-    for _, _, name, *arguments in server.site.settings.restart.sudo():
-        words = " ".join(re.sub(r"([\\,:=*?!\[\] ])", r"\\\1", word) for word in arguments) or '""'
-        program = shutil.which(name, path=SECURE_PATH) or f"/usr/sbin/{name}"
-        text += f"{server.user} ALL=(root) NOPASSWD: {program} {words}\n"  # "": no argument
-    with tempfile.NamedTemporaryFile("w") as file:
-        file.write(text)
-        file.flush()
-        server.ask("visudo", "--check", "--file", file.name)
-    return text
-
-
-def nginx_sites(server: Server) -> tuple[dict[str, str], list[Path]]:
-    """nginx's files for this site, tried with all others; those that they take the place of."""
-    shipped = sorted((server.site.root / "nginx").glob("*.conf"))
-    ours = {each.name: server.filled(each) for each in shipped}
-    others = {each: each.read_text("utf-8") for each in sorted(ENABLED.glob("*")) if each.exists()}
-    hosts = "|".join(map(re.escape, server.site.hosts))
-    same = re.compile(rf"server_name[^;]*\s({hosts})[\s;]")
-    rivals = {each: text for each, text in others.items() if each.name not in ours}
-    replaced = [
-        each for each, text in rivals.items() if each.name == "default" or same.search(text)
-    ]
-    for each, text in others.items():
-        if (each in replaced or each.name in ours) and "managed by Certbot" in text:
-            say(f"{each} is managed by Certbot: nginx is left as it is")
-            return {}, []
-    if NGINX.exists() or not server.dry_run:
-        kept = {each.name: text for each, text in others.items() if each not in replaced}
-        try_sites(server, kept | ours)
-    return ours, replaced
-
-
-def try_sites(server: Server, sites: Mapping[str, str]) -> None:
-    """Failure when nginx does not accept its configuration with these sites and no other."""
-    with tempfile.TemporaryDirectory() as folder:
-        staged = Path(folder)
-        for each in NGINX.iterdir():  # for what it includes with a relative path
-            if each.name not in ("nginx.conf", ENABLED.name):
-                (staged / each.name).symlink_to(each)
-        (staged / "nginx.conf").write_text(
-            (NGINX / "nginx.conf")
-            .read_text(encoding="utf-8")
-            .replace(str(ENABLED), f"{staged}/{ENABLED.name}"),
-            encoding="utf-8",
-        )
-        (staged / ENABLED.name).mkdir()
-        for name, text in sites.items():
-            (staged / ENABLED.name / name).write_text(text, encoding="utf-8")
-        server.ask("nginx", "-t", "-q", "-c", f"{staged}/nginx.conf")
-
-
-def place_sites(server: Server, sites: Mapping[str, str], replaced: Sequence[Path]) -> None:
-    """Put nginx's files in place and have nginx read them."""
-    available, before = NGINX / "sites-available", server.changes
-    for each in replaced:
-        kept = str(available / f"{each.name}.{clock(STAMP)}")
-        server.change("mv", str(each), kept, undo=("mv", kept, str(each)))
-    for name, text in sites.items():
-        server.place(available / name, text)
-        if not (link := ENABLED / name).exists():
-            target = f"../sites-available/{name}"
-            server.change("ln", "-s", target, str(link), undo=("rm", str(link)))
-    if server.changes > before:
-        server.change("systemctl", "reload-or-restart", "nginx")
-
-
-def set_up(server: Server, timer: bool) -> None:
-    """Check every part, then put it in place, in an order in which a site that is there goes on."""
-    site, units = server.site, units_for(server, timer)
+def _set_up(server: Server, timer: bool) -> None:
+    """Every part in its place, in an order in which a site that is there goes on."""
+    site = server.site
+    *units, rights, nginx_site = files_to_place(site, timer)
     running = server.holds("systemctl", "is-active", "gunicorn")
     in_place = running and not site.releases.live_name()
-    dirty = ("git", "status", "--porcelain", "--untracked-files=no")
-    if in_place and (changed := server.ask_as_owner(*dirty)):
-        raise Failure(
-            f"changes in {site.root} are in no commit: {changed.split(maxsplit=1)[1]}",
+    if in_place:
+        dirty = ("git", "status", "--porcelain", "--untracked-files=no")
+        changed = server.ask(*server.as_owner, *dirty)
+        require(
+            not changed,
+            f"changes in {site.root} are in no commit: {changed.strip()}",
             "commit and push them, or what runs now cannot become a release",
         )
-    install_programs(server)
-    verify_units(server, units)
-    rights, (sites, replaced) = sudo_rights(server), nginx_sites(server)
+    _install_programs(server)
+    _verify_units(server, units)
+    server.place(rights)
+    new_site = _place_site(server, nginx_site)
     # a gunicorn that holds the port by itself goes on behind the socket, with its own unit
-    first = {name: text for name, text in units.items() if name.endswith(".socket") or not running}
-    take_port(server, place_units(server, first), running)
-    place_units(server, {name: text for name, text in units.items() if name not in first})
-    enable_units(server, units)
-    server.place(SUDOERS / re.sub(r"\W", "-", f"{site.root.name}-deploy"), rights, 0o440)
+    first = [unit for unit in units if not running or unit.path.suffix == ".socket"]
+    _take_port(server, _place_units(server, first), running)
+    _place_units(server, [unit for unit in units if unit not in first])
     for folder in map(str, [*reversed(site.root.parents), site.root]):  # for the static files
         if not os.stat(folder).st_mode & 0o001:
             server.change("chmod", "o+x", folder, undo=("chmod", "o-x", folder))
     if in_place:  # what it runs becomes the first release
-        revision = server.ask_as_owner("git", "rev-parse", "HEAD")
-        server.change(
-            "sudo",
-            "-Hu",
-            server.user,
-            "--",
-            *(sys.executable, str(SCRIPT), "-c", str(site.settings_file)),
-            "deploy",
-            revision,
-            shown=True,
-        )
-    place_sites(server, sites, replaced)
+        deploy_py = (sys.executable, str(SCRIPT), "-c", str(site.settings_file))
+        revision = server.ask(*server.as_owner, "git", "rev-parse", "HEAD")
+        server.change(*server.as_owner, *deploy_py, "deploy", revision)
+    if new_site:
+        server.change("systemctl", "reload-or-restart", "nginx")
 
 
 def setup(site: Site, dry_run: bool = False, timer: bool = False) -> int:
     """As root: put in place what a server needs before its first deployment; safe to run again."""
-    console.label, root, server = "setup", site.root, Server(site, dry_run)
-    if os.geteuid():
-        raise Failure("only root may set a server up", f"sudo python3 {SCRIPT} setup", MISTAKE)
-    if server.user == "root" or not re.fullmatch(r"[\w./+-]+", str(root)):
-        raise Failure(
-            f"{root} must belong to the user who deploys, and have a plain name",
-            "mend it: chown -R, or mv",
-            MISTAKE,
-        )
-    if not site.hosts:
-        raise Failure(
-            "ALLOWED_HOSTS in .env names no host",
-            "write the public names of the site there",
-            MISTAKE,
-        )
-    if not (root / "systemd").is_dir():
-        raise Failure(
-            f"{root} has no folder systemd", "commit it, with nginx, beside deploy.py", MISTAKE
-        )
-    if holder := site.lock.holder(site.journal):
-        raise Failure(f"another run holds the lock: {holder}", "wait for it", LOCKED)
+    console.label, root, again = "setup", site.root, f"sudo python3 {SCRIPT} setup"
+    require(not os.geteuid(), "only root may set a server up", again, MISTAKE)
+    require(
+        root.owner() != "root" and re.fullmatch(r"[\w./+-]+", str(root)),
+        f"{root} must belong to the user who deploys, and have a plain name",
+        "mend it: chown -R, or mv",
+        MISTAKE,
+    )
+    require(
+        site.hosts,
+        "ALLOWED_HOSTS in .env names no host",
+        "write the public names of the site there",
+        MISTAKE,
+    )
+    holder = site.lock.holder(site.journal)
+    require(not holder, f"another run holds the lock: {holder}", "wait for it", LOCKED)
+    server = Server(site, dry_run)
     try:
-        with server.undo:
-            set_up(server, timer)
-            server.undo.pop_all()
-    except Failure as error:
-        error.live = "what it had changed was put back, but for packages and groups"
-        if isinstance(error, CommandFailed):
-            error.remedy = f"mend that, then: sudo python3 {SCRIPT} setup"
-        raise
+        _set_up(server, timer)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, all is put back
+        with shielded():
+            server.undo.close()
+        failure = as_failure(error)
+        failure.live = "what it had changed was put back, but for packages and groups"
+        if type(error) is not Failure:  # which has a remedy of its own
+            failure.remedy = f"mend that, then: {again}"
+        raise failure from None
     made = "would be made" if dry_run else "made; next: log in again, then python3 deploy.py"
     say(f"{plural(server.changes, 'change')} {made}" if server.changes else "nothing to change")
     return OK

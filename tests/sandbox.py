@@ -259,7 +259,8 @@ class Sandbox:
             dirs_exist_ok=True,
             ignore=shutil.ignore_patterns("__pycache__"),
         )
-        shutil.copytree(PROJECT / "systemd", self.author / "systemd")
+        for folder in ("systemd", "nginx"):
+            shutil.copytree(PROJECT / folder, self.author / folder)
         shutil.copy(PROJECT / "deploy.py", self.author)
         (self.root / "sqlite.py").write_text(SQLITE.format(root=self.root))
         (self.author / "deploy.ini").write_text(
@@ -282,9 +283,10 @@ class Sandbox:
         (self.root / "units").mkdir()
         (self.root / "state").mkdir()
         site = deploy.Site(self.checkout / "deploy.ini")
-        for name, text in deploy.units_for(deploy.Server(site, dry_run=True), timer=False).items():
-            text = text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}")
-            (self.root / "units" / name).write_text(text.replace("--workers 5", "--workers 2"))
+        for file in deploy.files_to_place(site, timer=False):
+            text = file.text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}")
+            text = text.replace("--workers 5", "--workers 2")
+            (self.root / "units" / file.path.name).write_text(text)
         self.run("systemctl", "start", "gunicorn.socket", folder=self.root)
 
     def lock(self) -> None:

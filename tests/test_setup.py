@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import unittest
@@ -63,7 +64,6 @@ class SetupTest(unittest.TestCase):
             "UNITS": self.etc / "systemd/system",
             "NGINX": self.nginx,
             "SUDOERS": self.etc / "sudoers.d",
-            "ENABLED": self.nginx / "sites-enabled",
         }
         for name, path in etc.items():
             self.enterContext(mock.patch.object(deploy, name, path))
@@ -207,11 +207,35 @@ class NewServerTest(SetupTest):
         self.assertNotIn("/home/ubuntu", text)
         self.assertEqual(self.commands[-1], "systemctl reload-or-restart nginx")
 
-    def test_everything_is_checked_before_anything_is_changed(self) -> None:
+    def test_every_file_is_checked_before_anything_reads_it(self) -> None:
+        """sudo reads no name that holds a dot, nginx nothing before it is reloaded."""
         self.set_up()
-        checks = ("systemd-analyze verify ", "visudo --check ", "nginx -t ")
-        for check, command in zip(checks, self.commands, strict=False):
+        order = [command for command in self.commands if not command.startswith(("mv ", "ln "))]
+        rights = self.etc / "sudoers.d/gforms-deploy.new"
+        for command, check in zip(
+            order,
+            ("systemd-analyze verify ", f"visudo --check --file {rights}", "nginx -t -q"),
+            strict=False,
+        ):
             self.assertTrue(command.startswith(check), command)
+        self.assertEqual(order[3], "systemctl daemon-reload")
+
+    def test_only_the_files_that_are_shipped_are_taken(self) -> None:
+        """What a project has for another purpose beside them is its own."""
+        for name in ("nginx/nginx.conf", "systemd/other.service"):
+            (self.checkout / name).write_text("nothing of ours")
+        self.set_up()
+        self.assertEqual(self.sites(), ["gforms.conf", "other"])
+        self.assertFalse((self.etc / "systemd/system/other.service").exists())
+
+    def test_a_shipped_file_that_is_not_there(self) -> None:
+        for name in ("nginx/gforms.conf", "systemd/gunicorn.socket"):
+            before = self.state()
+            (self.checkout / name).rename(self.checkout / "away")
+            with self.assertRaisesRegex(deploy.Failure, f"{name} is not there"):
+                self.set_up()
+            (self.checkout / "away").rename(self.checkout / name)
+            self.assertEqual(self.state(), before)
 
     def test_the_group_of_docker(self) -> None:
         self.groups = "adm dockers"
@@ -269,6 +293,15 @@ class NewServerTest(SetupTest):
             if path.name.startswith(f"{unit.name}.")
         ]
         self.assertEqual(kept, ["edited by hand"])
+
+    def test_what_differs_can_be_asked_without_a_change(self) -> None:
+        """Each file that is to be placed says itself whether it is as it should be."""
+        self.set_up()
+        with self.playing() as site:
+            placed = deploy.files_to_place(site, timer=True)
+        differing = [each.path.name for each in placed if deploy.text_of(each.path) != each.text]
+        self.assertEqual(len(placed), 7)
+        self.assertEqual(differing, ["gforms-deploy.service", "gforms-deploy.timer"])
 
     def test_a_dry_run(self) -> None:
         before = self.state()
@@ -376,3 +409,24 @@ class TakeoverTest(SetupTest):
                     self.set_up()
                 self.assertEqual(self.state(), before)
                 self.assertIn("put back", raised.exception.live)
+
+    def test_a_signal_puts_everything_back(self) -> None:
+        """The commands of the way back run, although they would end with the signal themselves."""
+        self.enterContext(mock.patch.multiple(deploy.Signals, received=0, shields=0))
+        before, play = self.state(), self.play
+
+        def interrupt(argv: Sequence[str], *rest: Any, **more: Any) -> str:
+            deploy.Signals.check()
+            said = play(argv, *rest, **more)
+            if argv == ("systemctl", "start", "gunicorn.socket"):
+                deploy.Signals.keep(signal.SIGINT, None)
+            return said
+
+        with (
+            mock.patch.object(self, "play", interrupt),
+            self.assertRaisesRegex(deploy.Failure, "SIGINT") as raised,
+        ):
+            self.set_up()
+        self.assertEqual(self.state(), before)
+        self.assertEqual(raised.exception.status, 128 + signal.SIGINT)
+        self.assertIn("put back", raised.exception.live)
