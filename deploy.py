@@ -1078,13 +1078,10 @@ class Lock:
     def __init__(self, path: Path) -> None:
         self.path, self.handed_over, self.started = path, -1, ""
         self.inherited: tuple[int, ...] = ()  # what commands inherit, so that they hold it, too
-        self.resume(os.environ.pop("DEPLOY_RESUME", ""))
-
-    def resume(self, handed_over: str) -> None:
-        """Go on with the lock of the version before this one, and with the time of its start."""
-        found = re.fullmatch(r"(\d{1,9}) (\d{8}T\d{6}Z)", handed_over)
+        # the version before this one, whose place it takes, left its lock and the time of its start
+        found = re.fullmatch(r"(\d{1,9}) (\d{8}T\d{6}Z)", os.environ.pop("DEPLOY_RESUME", ""))
         with contextlib.suppress(OSError):
-            if found and os.path.samestat(os.fstat(int(found[1])), self.path.stat()):
+            if found and os.path.samestat(os.fstat(int(found[1])), path.stat()):
                 self.handed_over, self.started = int(found[1]), found[2]
                 os.set_inheritable(self.handed_over, False)
 
@@ -1098,26 +1095,20 @@ class Lock:
         """Hold the lock, taken within so many seconds, or Failure; journal says who else has it."""
         descriptor = self.handed_over if self.handed_over >= 0 else os.open(self.path, os.O_RDONLY)
         try:
-            self.acquire(descriptor, wait, journal)
+            # for a moment at least: whoever asks who holds it tries it, too
+            taken = wait_until(lambda: flocked(descriptor), 0.3)
+            if wait and not taken:
+                say(f"waiting for the lock: {self.holder(journal)}")
+                taken = wait_until(lambda: flocked(descriptor), wait)
+            if not taken:
+                what = f"another run holds the lock: {self.holder(journal)}"
+                raise Failure(what, "wait for it, or use --wait", LOCKED)
             self.inherited = (descriptor,)
             yield
         finally:
             self.inherited = ()
             fcntl.flock(descriptor, fcntl.LOCK_UN)  # for a command that runs on, too
             os.close(descriptor)
-
-    def acquire(self, descriptor: int, wait: float, journal: Journal) -> None:
-        """Take the lock; wait a moment at least, for whoever asks who holds it tries it, too."""
-        if wait_until(lambda: flocked(descriptor), 0.3):
-            return
-        if wait:
-            say(f"waiting for the lock: {self.holder(journal)}")
-        if not wait_until(lambda: flocked(descriptor), wait):
-            raise Failure(
-                f"another run holds the lock: {self.holder(journal)}",
-                "wait for it, or use --wait",
-                LOCKED,
-            )
 
     def holder(self, journal: Journal) -> str:
         """Who holds the lock, for a sentence; nothing when it is free."""
@@ -1160,17 +1151,21 @@ class Journal:
 
     def load(self) -> None:
         """Read what a run left that was cut off; nothing of a file that is no journal."""
+        self.run, self.begun = {}, []
         with contextlib.suppress(OSError, ValueError, TypeError, LookupError, RecursionError):
             found = json.loads(self.path.read_bytes())
             begun = [act for act in found["begun"] if act["act"] in UNDO]
             self.run, self.begun = dict(found["run"]), begun
 
     def save(self, **run: object) -> None:
-        """Write it all, with changes of who runs; atomically, and on disk when this returns."""
+        """Have it all on disk when this returns, with changes of who runs."""
         self.run |= run
+        self._write(self.begun)
+
+    def _write(self, begun: list[Act]) -> None:
         beside = self.path.with_suffix(".new")
         with open(beside, "w", opener=owner_only, encoding="ascii") as file:
-            json.dump({"run": self.run, "begun": self.stuck + self.begun}, file)
+            json.dump({"run": self.run, "begun": self.stuck + begun}, file)
         flush(beside)
         beside.replace(self.path)
         flush(self.path.parent)
@@ -1195,12 +1190,9 @@ class Journal:
 
     def commit(self, entry: Entry, history: History) -> None:
         """What was begun is done for good and in the history, both or, after a kill, neither."""
-        begun, self.begun = self.begun, []
-        try:
-            act = self.begin("record", entry=asdict(entry))
-        except OSError:
-            self.begun = begun  # it is not on disk: all of it is taken back
-            raise
+        act = {"act": "record", "entry": asdict(entry)}
+        self._write([act])  # in place of what was begun, which is not taken back any more
+        self.begun = [act]
         history.record(entry)
         self.end(act)
 
@@ -1215,19 +1207,18 @@ class Journal:
 
     def check_done(self) -> None:
         """Failure if something of an earlier run could not be taken back by this one."""
-        if self.stuck:
-            acts = ", ".join(act["act"] for act in self.stuck)
-            raise Failure(
-                f"what an earlier run left could not be taken back ({acts})",
-                "mend what the warning above says, and run it again",
-                NEEDS_HUMAN,
-            )
+        acts = ", ".join(act["act"] for act in self.stuck)
+        require(
+            not self.stuck,
+            f"what an earlier run left could not be taken back ({acts})",
+            "mend what the warning above says, and run it again",
+            NEEDS_HUMAN,
+        )
 
     def who(self, lock: Path) -> str:
         """Who runs, for a sentence."""
-        other = Journal(self.path)
-        other.load()
-        run = defaultdict(str, {key: str(value)[:200] for key, value in other.run.items()})
+        self.load()
+        run = defaultdict(str, {key: str(value)[:200] for key, value in self.run.items()})
         who = "{command} by {by} since {since} (process {pid}), at {step}".format_map(run)
         if Path("/proc/self").exists() and not Path(f"/proc/{run['pid'] or 'nobody'}").exists():
             who += f"; it was killed, but a command of it still runs: fuser -v {lock}"
@@ -1274,17 +1265,15 @@ class Entry:
     inputs: str = ""
 
     @staticmethod
+    @functools.cache
     def parse(line: bytes) -> Entry | None:
         """The entry of a line; None for one that a power cut tore, or that is no entry at all."""
-        kinds: dict[str, Any] = {"seconds": (int, float), "steps": dict}  # of all others: str
         with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
-            found = json.loads(line)
-            entry = Entry(**{key: found[key] for key in vars(Entry()) if key in found})
-            if (
-                entry.command
-                and all(isinstance(fact, kinds.get(key, str)) for key, fact in vars(entry).items())
-                and all(0 <= each < 1e9 for each in (entry.seconds, *entry.steps.values()))
-            ):
+            found, unset = json.loads(line), Entry()
+            entry = Entry(**{key: found[key] for key in vars(unset) if key in found})
+            alike = [type(vars(entry)[key]) is type(fact) for key, fact in vars(unset).items()]
+            numbers = (entry.seconds, *entry.steps.values())
+            if entry.command and all(alike) and all(0 <= each < 1e9 for each in numbers):
                 return entry
         return None
 
@@ -1298,15 +1287,11 @@ class History:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.parsed: tuple[int, list[Entry]] = 0, []  # of so many bytes
 
     def entries(self) -> list[Entry]:
         """The runs that there were, oldest first."""
-        size = self.path.stat().st_size if self.path.exists() else 0
-        if size != self.parsed[0]:  # it only ever grows
-            lines = self.path.read_bytes().split(b"\n")
-            self.parsed = size, list(filter(None, map(Entry.parse, lines)))
-        return self.parsed[1]
+        lines = self.path.read_bytes().split(b"\n") if self.path.exists() else []
+        return list(filter(None, map(Entry.parse, lines)))
 
     def record(self, entry: Entry) -> None:
         """Append an entry, on disk when this returns; once, though it be asked twice."""
@@ -1333,10 +1318,9 @@ class History:
         return sorted(paths, key=lambda path: (order.get(path.name[:16], -1), path.name))
 
 
-def finish_record(site: Site, act: Act) -> str:
+def finish_record(site: Site, act: Act) -> None:
     """A run that was killed while it committed had done all but this."""
     site.history.record(Entry(**act["entry"]))
-    return ""
 
 
 @dataclass(frozen=True)
@@ -1382,8 +1366,8 @@ class Releases:
                 "DEPLOY_RELEASE": str(folder),
                 "PATH": f"{venv}/bin:{environment['PATH']}",
             }
-        revision = revision or self.history.last(folder.name).revision
-        return Release(folder, revision, project, environment)
+        known = revision or self.history.last(folder.name).revision
+        return Release(folder, known, project, environment)
 
     def linked(self, link: Path) -> str:
         """The name of the release that a link points to; nothing unless both are there."""
@@ -1409,21 +1393,22 @@ class Releases:
         healthy, live = self.healthy(), self.live_name()
         before = healthy[: healthy.index(live)] if live in healthy else healthy
         of = {each: self.history.last(each).revision for each in (*healthy, live)}
-        found = [name] if name else [each for each in before if of[each] != of[live]]
-        remedy = "history shows what there was"
-        if not found:
-            raise Failure("there is no earlier healthy release to go back to", remedy)
-        if found[-1] not in healthy:
-            raise Failure(f"{name} is no release that was healthy and is kept", remedy)
+        if name:
+            what = f"{name} is no release that was healthy and is kept"
+            found = [each for each in healthy if each == name]
+        else:
+            what = "there is no earlier healthy release to go back to"
+            found = [each for each in before if of[each] != of[live]]
+        require(found, what, "history shows what there was")
         return self.open(self.folder / found[-1])
 
     def switch(self, current: str, previous: str) -> None:
         """Make a release the live one, and note which was before: two atomic renames."""
         if previous:
-            link_atomically(self.previous, self.folder / previous)
+            _link_atomically(self.previous, self.folder / previous)
         else:
             self.previous.unlink(missing_ok=True)
-        link_atomically(self.current, self.folder / current)
+        _link_atomically(self.current, self.folder / current)
 
     def past_keep(self, count: int) -> list[Path]:
         """The folders to remove: not the newest healthy ones, the live one, the one before it."""
@@ -1431,7 +1416,7 @@ class Releases:
         return [each for each in self.folder.iterdir() if each.name not in kept]
 
 
-def link_atomically(link: Path, target: Path) -> None:
+def _link_atomically(link: Path, target: Path) -> None:
     """Make a symbolic link point to a target, so that it survives a power cut."""
     beside = link.with_name(f".{link.name}.new")
     beside.unlink(missing_ok=True)
@@ -1447,15 +1432,14 @@ def link_shared(checkout: Path, release: Path, name: str) -> None:
         source.mkdir(parents=True, exist_ok=True)
     if not source.exists():
         return
-    if not link.parent.resolve().is_relative_to(release.resolve()):
-        raise Failure(
-            f"[deploy] shared {name} lies behind a link that leads out of the release",
-            "remove that link from the repository, or mend the setting",
-        )
-    shutil.rmtree(link, ignore_errors=True)  # it passes over a file and a link
-    link.unlink(missing_ok=True)
+    require(
+        link.parent.resolve().is_relative_to(release.resolve()),
+        f"[deploy] shared {name} lies behind a link that leads out of the release",
+        "remove that link from the repository, or mend the setting",
+    )
     link.parent.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(os.path.relpath(source, link.parent))
+    shutil.rmtree(link, ignore_errors=True)  # it passes over a file and a link
+    _link_atomically(link, source)
 
 
 # -------------------------------------------------------------------------------------------- git
@@ -1473,7 +1457,6 @@ class Git:
         *arguments: str,
         folder: Path | None = None,
         timeout: float = 120,
-        stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.PIPE,
     ) -> str:
         # garbage is collected in the foreground: a git left behind would keep the lock
@@ -1483,9 +1466,8 @@ class Git:
             folder or self.checkout,
             self.environment,
             timeout,
-            True,
-            stdin,
-            stdout,
+            quiet=True,
+            stdout=stdout,
         )
 
     def ask(self, *arguments: str) -> str | None:
@@ -1514,11 +1496,11 @@ class Git:
 
     def remove_worktree(self, release: Path) -> None:
         """Remove a release's folder and what git knows of it, whatever state it is in."""
-        if not wait_until(lambda: not servers(release, ""), 3):  # one that was killed may be ending
-            raise Failure(
-                f"a process works in {release}, which is not removed therefore",
-                f"end it: fuser -v {release}",
-            )
+        require(
+            wait_until(lambda: not servers(release, ""), 3),  # one that was killed may be ending
+            f"a process works in {release}, which is not removed therefore",
+            f"end it: fuser -v {release}",
+        )
         for folder in (self.folder / "worktrees" / release.name, release):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -1533,27 +1515,29 @@ class Git:
     def check_fast_forward(self, branch: str, there: str, revision: str) -> None:
         """Failure, told apart by looking, if the checkout cannot follow its remote branch."""
         place, index_lock = self.checkout, self.folder / "index.lock"
-        if self.ask("symbolic-ref", "--quiet", "--short", "HEAD") != branch:
-            raise Failure(
-                f"{place} is not on the branch {branch}", f"git -C {place} checkout {branch}"
-            )
-        if self.ask("merge-base", "--is-ancestor", "HEAD", revision) is None:
-            raise Failure(
-                f"{branch} in {place} and {there} diverged: it has commits that {there} has not",
-                f"when git log {there}..HEAD shows none that is needed: git reset --keep {there}",
-            )
-        if index_lock.exists():
-            raise Failure(
-                f"another git is at work in {place}, or was cut off there",
-                f"when none runs: rm {index_lock}",
-            )
-        if found := self.in_the_way(revision):
-            raise Failure(
-                f"changes in {place} stand in the way: {', '.join(shortened(sorted(found)))}",
-                "commit and push them, or put them away: git stash --include-untracked",
-            )
+        require(
+            self.ask("symbolic-ref", "--quiet", "--short", "HEAD") == branch,
+            f"{place} is not on the branch {branch}",
+            f"git -C {place} checkout {branch}",
+        )
+        require(
+            self.ask("merge-base", "--is-ancestor", "HEAD", revision) is not None,
+            f"{branch} in {place} and {there} diverged: it has commits that {there} has not",
+            f"when git log {there}..HEAD shows none that is needed: git reset --keep {there}",
+        )
+        require(
+            not index_lock.exists(),
+            f"another git is at work in {place}, or was cut off there",
+            f"when none runs: rm {index_lock}",
+        )
+        found = shortened(sorted(self._in_the_way(revision)))
+        require(
+            not found,
+            f"changes in {place} stand in the way: {', '.join(found)}",
+            "commit and push them, or put them away: git stash --include-untracked",
+        )
 
-    def in_the_way(self, revision: str) -> set[str]:
+    def _in_the_way(self, revision: str) -> set[str]:
         """The paths that a fast-forward would change, and that are not as HEAD has them."""
         changed = self.changed("HEAD", revision)
         parents = {str(parent) for name in changed for parent in Path(name).parents}
@@ -1571,29 +1555,13 @@ class Git:
         with journal.doing("fast-forward", target=revision):
             self("merge", "--ff-only", "--quiet", revision, timeout=600)
 
-    def undo_fast_forward(self, target: str) -> None:
-        """Put every path that the revision changes back to HEAD's, as each was at the beginning."""
-        changed = self.changed("HEAD", target)
-        added = self.changed("--diff-filter=A", "HEAD", target)
-        self("reset", "--quiet")
-        for path in (self.checkout / name for name in added):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                if path.parent.resolve() == path.parent:  # what lies behind a link is not meant
-                    path.unlink()
-        with tempfile.TemporaryFile() as paths:
-            paths.write(b"\0".join(os.fsencode(name) for name in changed - added))
-            paths.seek(0)
-            back = ("checkout-index", "--force", "--index", "-z", "--stdin")
-            self(*back, stdin=paths.fileno(), timeout=600)
-        if left := self.changed("HEAD") & changed:
-            names = ", ".join(shortened(sorted(left)))
-            raise Failure(f"the checkout is not as HEAD has it: {names}", "git status")
-
 
 def undo_fast_forward(site: Site, act: Act) -> str:
-    """Undo a fast-forward of the checkout that was cut off."""
+    """Bring every path that the revision changes back to HEAD's; none else is looked at."""
     site.git.remove_stale_locks()
-    site.git.undo_fast_forward(str(act["target"]))
+    target = str(act["target"])
+    site.git("read-tree", target)
+    site.git("read-tree", "--reset", "-u", target, "HEAD", timeout=600)
     return "undid the fast-forward of the checkout, which was cut off"
 
 
@@ -1611,28 +1579,53 @@ def shortened(lines: list[str], most: int = 10) -> list[str]:
 
 # ----------------------------------------------------------------------------------- health check
 
+Reply = tuple[int, str, bytes]  # status, its reason, and at most a PIECE of the body
 Answer = tuple[bool, str]  # whether it is the expected one, and what was seen
 
 
-def http_opener(unix: Path | None) -> Any:
-    """A urllib opener that follows no redirect and asks no proxy, or one for a unix socket."""
-    import http.client  # here, because with ssl it takes longer to load than all the rest
-    from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, Request
+def ask(
+    url: str,
+    headers: Mapping[str, str],
+    limit: float,
+    data: bytes | None = None,
+    unix: Path | None = None,
+) -> Reply:
+    """Ask once, through no proxy and along no redirect; Failure says why there was no reply."""
+    replies: list[Reply | str] = []
 
-    class Unix(http.client.HTTPConnection):
+    def listen() -> None:
+        try:
+            with _send(url, headers, limit, data, unix) as reply:
+                replies.append((reply.status, reply.reason, reply.read(PIECE)))
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it
+            replies.append(str(getattr(error, "reason", None) or error))
+
+    # in time as a whole: urllib's own limit holds for each call of a socket alone
+    threading.Thread(target=listen, daemon=True).start()
+    wait_until(lambda: replies, limit)
+    reply = replies[0] if replies else f"nothing within {limit:g} s"
+    if isinstance(reply, str):
+        raise Failure(reply)
+    return reply
+
+
+def _send(
+    url: str, headers: Mapping[str, str], limit: float, data: bytes | None, unix: Path | None
+) -> Any:
+    from http.client import HTTPConnection, HTTPSConnection  # with ssl, as long to load as the rest
+    from urllib.request import HTTPHandler, Request
+
+    class UnixConnection(HTTPConnection):
         def connect(self) -> None:
             self.sock = socket.socket(socket.AF_UNIX)
-            self.sock.settimeout(self.timeout)
+            self.sock.settimeout(limit)
             self.sock.connect(str(unix))
 
-    class ThroughUnix(HTTPHandler):
-        def default_open(self, request: Request) -> http.client.HTTPResponse:
-            return self.do_open(Unix, request)
-
-    opener = OpenerDirector()  # with no handler of redirects, proxies or errors
-    for handler in [ThroughUnix()] if unix else [HTTPHandler(), HTTPSHandler()]:
-        opener.add_handler(handler)
-    return opener
+    request = Request(url, data, {"User-Agent": "deploy.py", **headers})
+    request.timeout = limit
+    kind = HTTPSConnection if request.type == "https" else HTTPConnection
+    # not through an opener, whose handlers ask proxies and follow redirects
+    return HTTPHandler().do_open(UnixConnection if unix else kind, request)
 
 
 @dataclass(frozen=True)
@@ -1644,22 +1637,18 @@ class HealthCheck:
 
     def ask(self, unix: Path | None) -> Answer:
         """Ask once."""
-        import urllib.request
-
         where = f"{self.of.url}{' on the private socket' if unix else ''}"
-        host = {"Host": self.host} if self.host else {}
-        headers = {"User-Agent": "deploy.py", **self.of.headers, **host}
+        headers = self.of.headers | ({"Host": self.host} if self.host else {})
         try:
-            request = urllib.request.Request(self.of.url, headers=headers)
-            with http_opener(unix).open(request, timeout=self.of.timeout) as answer:
-                saw = f"{answer.status} {answer.reason} for {where}"
-                if answer.status != self.of.expect:
-                    return False, f"{saw}, expected {self.of.expect}"
-                if self.of.contains and self.of.contains.encode() not in answer.read(1 << 20):
-                    return False, f"{saw}, but without the text {self.of.contains!r}"
-                return True, saw
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with it
-            return False, f"no answer from {where} ({getattr(error, 'reason', None) or error})"
+            status, reason, body = ask(self.of.url, headers, self.of.timeout, unix=unix)
+        except Failure as why:
+            return False, f"no answer from {where} ({why})"
+        saw = f"{status} {reason} for {where}"
+        if status != self.of.expect:
+            return False, f"{saw}, expected {self.of.expect}"
+        if self.of.contains.encode() not in body:
+            return False, f"{saw}, but without the text {self.of.contains!r}"
+        return True, saw
 
     def address(self) -> str:
         """Where a browser finds the site: by its public name if it has one."""
@@ -1672,19 +1661,11 @@ class HealthCheck:
         """Ask until the answer is right, for so many seconds, with growing pauses; once if 0."""
         until, rest = time.monotonic() + seconds, 0.1
         while True:
-            good, saw = within(self.of.timeout, lambda: self.ask(unix), self.of.url)
+            good, saw = self.ask(unix)
             if good or time.monotonic() + rest > until or not alive():
                 return good, saw
             pause(rest)
             rest = min(rest * 2, 3.0)
-
-
-def within(seconds: float, ask: Callable[[], Answer], name: str) -> Answer:
-    """The answer, if it is there in time: urllib's own limit holds for each socket call alone."""
-    answers: list[Answer] = []
-    threading.Thread(target=lambda: answers.append(ask()), daemon=True).start()
-    wait_until(lambda: answers, seconds)
-    return answers[0] if answers else (False, f"no answer from {name} within {seconds:g} s")
 
 
 # --------------------------------------------------------------------------------------- database
@@ -2137,40 +2118,32 @@ def end_candidates(site: Site, act: Act) -> str:
 
 def say_changes(run: Run, before: str) -> None:
     """Say what the release of this run changed against the one before it, a line each."""
-    site, release = run.site, run.release
-    if not before or run.command == "restart":
+    if not before:
         return
+    site, release = run.site, run.release
     old = site.releases.open(site.releases.folder / before)
-    commits = (
-        site.git(
-            *("log", "--left-right", "--format=%m %h %s", f"{old.revision}...{release.revision}")
-        ).splitlines()
-        if old.revision
-        else []
-    )
-    was, now = packages(old), packages(release)
-    moved = [name for name in sorted(was | now) if was.get(name) != now.get(name)]
-    for line in (
-        *shortened(
-            [f"commit {'taken back ' if line[0] == '<' else ''}{line[2:]}" for line in commits]
-        ),
-        *(f"migration {each.name}" for each in run.migrated),
-        *shortened(
-            [
-                f"package {name}: {was.get(name, 'none')} -> {now.get(name, 'none')}"
-                for name in moved
-            ]
-        ),
-    ):
+    between = f"{old.revision or release.revision}...{release.revision}"
+    marked = site.git("log", "--left-right", "--format=%m%h %s", between).splitlines()
+    commits = [f"commit {'taken back ' if line[0] == '<' else ''}{line[1:]}" for line in marked]
+    was, now = _packages(old), _packages(release)
+    moved = [
+        f"package {name}: {was.get(name, 'none')} -> {now.get(name, 'none')}"
+        for name in sorted(was | now)
+        if was.get(name) != now.get(name)
+    ]
+    migrations = [f"migration {each.name}" for each in run.migrated]
+    for line in (*shortened(commits), *migrations, *shortened(moved)):
         say(line)
 
 
-def packages(release: Release) -> dict[str, str]:
+def _packages(release: Release) -> dict[str, str]:
     """The packages of a Pipfile.lock with their versions, or what stands in place of one."""
     lock = release.project / "Pipfile.lock"
     found = json.loads(lock.read_bytes())["default"] if lock.is_file() else {}
-    versions = {name: str(each.get("version") or each.get("ref")) for name, each in found.items()}
-    return {name: version.removeprefix("==") for name, version in versions.items()}
+    return {
+        name: str(each.get("version") or each.get("ref")).removeprefix("==")
+        for name, each in found.items()
+    }
 
 
 # ---------------------------------------------------------------------------------- notifications
@@ -2178,26 +2151,20 @@ def packages(release: Release) -> dict[str, str]:
 
 def notify(site: Site, entry: Entry) -> None:
     """Tell the journal of systemd, the webhook and the command of [notify] of an entry."""
-    section, text = site.settings.notify, clean(announcement(site, entry))
-    keys = ("command", "result", "release", "revision", "by")
-    told = {f"DEPLOY_{key.upper()}": str(vars(entry)[key]) for key in keys}
-    priority = "3" if entry.failed() else "6"
-    told |= {"MESSAGE": text, "PRIORITY": priority, "SYSLOG_IDENTIFIER": "deploy"}
-    to_journal(section.journal, told)
+    section, text = site.settings.notify, clean(_announcement(site, entry))
+    _tell_journal(section.journal, entry, text)
     entries = site.history.entries()
     before = [each for each in entries[: entries.index(entry)] if each.command == entry.command]
-    recovered = bool(before) and before[-1].failed()
-    wanted = {"always", "recovery"} if recovered else {"always"}
-    if not entry.failed() and section.on not in wanted:
+    occasions = {"always"}
+    if before and before[-1].failed():
+        occasions.add("recovery")
+    if not entry.failed() and section.on not in occasions:
         return
     if section.webhook:
-        payload = {"text": text, "content": text, "details": asdict(entry)}
-        to = site.variables.get(
-            section.webhook, f"no {section.webhook} in {site.settings.env.file}"
-        )
-        sent, saw = within(section.timeout, lambda: post(to, payload, section.timeout), "it")
-        if not sent:
-            log.warning(f"the webhook was not told: {saw}")
+        try:
+            _post(site, {"text": text, "content": text, "details": asdict(entry)})
+        except Failure as why:
+            log.warning(f"the webhook was not told: {why}")
     for argv in section.command:
         command = [*argv, text]
         try:
@@ -2206,7 +2173,7 @@ def notify(site: Site, entry: Entry) -> None:
             log.warning(str(error))
 
 
-def announcement(site: Site, entry: Entry) -> str:
+def _announcement(site: Site, entry: Entry) -> str:
     """An entry of the history as one sentence, no longer than Discord takes."""
     what = entry.message or f"{entry.release} is live, {entry.subject}"
     said = (f"{entry.command} {entry.result}", what, entry.state, f"by {entry.by}", entry.started)
@@ -2214,28 +2181,32 @@ def announcement(site: Site, entry: Entry) -> str:
     return f"{place}: {'; '.join(filter(None, said))}"[:2000]
 
 
-def post(url: str, payload: Mapping[str, object], limit: float) -> Answer:
-    """POST JSON once, with no proxy and no redirect."""
-    import urllib.request
-
-    try:
-        headers = {"Content-Type": "application/json", "User-Agent": "deploy.py"}
-        request = urllib.request.Request(url, json.dumps(payload).encode(), headers)
-        with http_opener(None).open(request, timeout=limit) as answer:
-            return 200 <= answer.status < 300, f"it answered {answer.status} {answer.reason}"
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the deployment goes on
-        return False, str(getattr(error, "reason", None) or error)
+def _post(site: Site, payload: Mapping[str, object]) -> None:
+    section = site.settings.notify
+    require(
+        section.webhook in site.variables, f"no {section.webhook} in {site.settings.env.file}", ""
+    )
+    url, data = site.variables[section.webhook], json.dumps(payload).encode()
+    status, reason, _ = ask(url, {"Content-Type": "application/json"}, section.timeout, data)
+    require(200 <= status < 300, f"it answered {status} {reason}", "")
 
 
-def to_journal(path: str, fields: Mapping[str, str]) -> None:
+def _tell_journal(path: str, entry: Entry, text: str) -> None:
     """One structured entry for systemd's journal, where there is one, in its native protocol."""
-    entry = "".join(f"{name}={' '.join(value.split())}\n" for name, value in fields.items())
-    with (
-        contextlib.suppress(OSError),
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal,
-    ):
+    told = {
+        "MESSAGE": text,
+        "PRIORITY": "3" if entry.failed() else "6",
+        "SYSLOG_IDENTIFIER": "deploy",
+        "DEPLOY_COMMAND": entry.command,
+        "DEPLOY_RESULT": entry.result,
+        "DEPLOY_RELEASE": entry.release,
+        "DEPLOY_REVISION": entry.revision,
+        "DEPLOY_BY": entry.by,
+    }
+    lines = "".join(f"{name}={' '.join(value.split())}\n" for name, value in told.items())
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         journal.setblocking(False)
-        journal.sendto(entry.encode("utf-8", "replace"), path)
+        journal.sendto(lines.encode("utf-8", "replace"), path)
 
 
 # ---------------------------------------------------------------------------------------- the run

@@ -290,7 +290,6 @@ class WaitTest(HealthTest):
         check, clock = self.check("/status/503"), mock.Mock(monotonic=lambda: now[0])
         with (
             mock.patch.object(deploy.HealthCheck, "ask", lambda *_: (False, "503")),
-            mock.patch.object(deploy, "within", lambda _seconds, ask, _name: ask()),
             mock.patch.object(deploy, "pause", pause),
             mock.patch.object(deploy, "time", clock),
         ):

@@ -49,7 +49,7 @@ class HistoryTest(WorkspaceTest):
 
     def test_what_is_recorded_is_read(self) -> None:
         entries = [
-            entry(subject="größer\nund \u2028 besser", steps={"env": 0.1}, seconds=2),
+            entry(subject="größer\nund \u2028 besser", steps={"env": 0.1}, seconds=2.0),
             entry("2"),
         ]
         for each in entries:
@@ -235,7 +235,7 @@ class PointTest(WorkspaceTest):
     def test_there_is_a_target_at_every_instant(self) -> None:
         first, second = self.release("1"), self.release("2")
         link = self.releases.current
-        deploy.link_atomically(link, first)
+        deploy._link_atomically(link, first)
         stop, seen = threading.Event(), set()
         missing: list[Exception] = []
 
@@ -250,7 +250,7 @@ class PointTest(WorkspaceTest):
         watching.start()
         try:
             for turn in range(200):
-                deploy.link_atomically(link, (first, second)[turn % 2])
+                deploy._link_atomically(link, (first, second)[turn % 2])
         finally:
             stop.set()
             watching.join()
@@ -261,7 +261,7 @@ class PointTest(WorkspaceTest):
         """What is done to the link's own name is one rename."""
         first, second = self.release("1"), self.release("2")
         link = self.releases.current
-        deploy.link_atomically(link, first)
+        deploy._link_atomically(link, first)
         real, renamed = os.replace, []
 
         def replace(source: Path, target: Path) -> None:
@@ -270,26 +270,26 @@ class PointTest(WorkspaceTest):
             real(source, target)
 
         with mock.patch.object(os, "replace", replace):
-            deploy.link_atomically(link, second)
+            deploy._link_atomically(link, second)
         self.assertEqual(renamed, [link])
         self.assertEqual(os.readlink(link), "releases/2")
 
     def test_what_a_cut_off_one_left_is_no_obstacle(self) -> None:
         first, second = self.release("1"), self.release("2")
-        deploy.link_atomically(self.releases.current, first)
+        deploy._link_atomically(self.releases.current, first)
         with (
             mock.patch.object(os, "replace", side_effect=KeyboardInterrupt),
             self.assertRaises(KeyboardInterrupt),
         ):
-            deploy.link_atomically(self.releases.current, second)
+            deploy._link_atomically(self.releases.current, second)
         self.assertEqual(self.releases.live_name(), "1")
-        deploy.link_atomically(self.releases.current, second)
+        deploy._link_atomically(self.releases.current, second)
         self.assertEqual(self.releases.live_name(), "2")
         names = {each.name for each in self.workspace.iterdir()}
         self.assertEqual(names, {"releases", "history.jsonl", "current"})
 
     def test_it_still_points_there_when_the_checkout_was_moved(self) -> None:
-        deploy.link_atomically(self.releases.current, self.release("1"))
+        deploy._link_atomically(self.releases.current, self.release("1"))
         moved = self.workspace.rename(self.folder / "moved")
         self.assertEqual(self.open(moved).live_name(), "1")
         self.assertTrue((moved / "current").is_dir())
