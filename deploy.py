@@ -2374,7 +2374,8 @@ class Run:
                 return
             self.site.journal.stuck.clear()  # whatever it was, a release is live and healthy
             console.label = "deploy"
-            self._attempt(say_changes, self, releases.linked(releases.previous))
+            if result == "live":
+                self._attempt(say_changes, self, releases.linked(releases.previous))
             what = f"{self.release.name} is live{' and healthy' if health else ''}"
             see = f"; see {health.address()}" if health else ""
             say(f"{what}; it took {time.monotonic() - self._began:.1f} s{see}")
