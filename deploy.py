@@ -2136,23 +2136,24 @@ class Candidate:
 
         def booted() -> bool:
             if self.child.ended(0):
-                raise self._failure("it does not start")
+                raise self.failure("it does not start")
             with socket.socket(socket.AF_UNIX) as probe:
                 return probe.connect_ex(str(self._socket)) == 0
 
         limit = self._site.settings.restart.timeout
         if not wait_until(booted, limit):
-            raise self._failure(f"it has not started after {limit:g} s")
+            raise self.failure(f"it has not started after {limit:g} s")
 
     def prove(self, health: HealthCheck) -> None:
         """Have it answer the health check, or Failure."""
         self.await_boot()
         good, saw = health.wait(health.of.deadline, self._socket, lambda: not self.child.ended(0))
         if not good:
-            raise self._failure(saw)
+            raise self.failure(saw)
         say(f"the candidate answers: {saw}")
 
-    def _failure(self, saw: str) -> Failure:
+    def failure(self, saw: str) -> Failure:
+        """That it was not proven, and why, as far as its last lines tell."""
         errors = [line[2:202] for line in self._tail if re.match(r"\| [A-Za-z][\w.]*: ", line)]
         saw += f" ({errors[-1]})" if errors else ""
         details = ["the candidate's last lines:", *self._tail] if self._tail else ()

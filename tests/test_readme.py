@@ -18,10 +18,11 @@ README = SOURCE.with_name("README.md").read_text(encoding="utf-8")
 TABLE = README.split("## It is 3 a.m. and …")[1].split("\n## ")[0]
 
 
-RAISES = re.compile(r"\b([Ff]ailure|super\(\)\.__init__)$")
+# What raises a failure, and which of its arguments is the sentence.
+RAISES = {"Failure": 0, "failure": 0, "super().__init__": 0, "require": 1}
 
 
-def words(said: ast.expr | None, tree: ast.AST) -> list[str]:
+def words(said: ast.expr, tree: ast.AST) -> list[str]:
     """What a text says, with … for what is put in; of a name, what it was assigned."""
     if isinstance(said, ast.Constant):
         return [str(said.value)]
@@ -40,9 +41,10 @@ def sentences(text: str) -> Iterator[tuple[int, str]]:
     for function in ast.walk(ast.parse(text)):
         if isinstance(function, ast.FunctionDef | ast.Module):
             for node in own(function):
-                if isinstance(node, ast.Call) and RAISES.search(ast.unparse(node.func)):
-                    for each in words(node.args[0] if node.args else None, function):
-                        yield node.lineno, each
+                if isinstance(node, ast.Call):
+                    at = RAISES.get(ast.unparse(node.func).removeprefix("self."), len(node.args))
+                    for said in node.args[at : at + 1]:
+                        yield from ((node.lineno, each) for each in words(said, function))
 
 
 def own(function: ast.AST) -> Iterator[ast.AST]:
@@ -99,7 +101,7 @@ class SentencesTest(unittest.TestCase):
             'raise Failure(f"the {thing} of {place} broke", "mend it")\n'
             'self.failure("it is odd")\n'
             'def f(a):\n    b = "it was named"\n    if a:\n        raise Failure(b)\n'
-            "Failure(what)"
+            'Failure(what)\nrequire(there, f"no {thing}", "bring it")\nrequire(there)'
         )
-        wanted = ["the … of … broke", "it is odd", "it was named"]
+        wanted = ["the … of … broke", "it is odd", "no …", "it was named"]
         self.assertEqual([said for _, said in sentences(text)], wanted)
