@@ -1,4 +1,4 @@
-"""The README says what to do about everything that the tool can say on failure."""
+"""What people read: every command in it is understood, and every failure has its row."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import deploy
 
 SOURCE = Path(deploy.__file__)
 README = SOURCE.with_name("README.md").read_text(encoding="utf-8")
-TABLE = README.split("## It is 3 a.m. and …")[1].split("\n## ")[0]
+DOCS = {path.name: path.read_text(encoding="utf-8") for path in SOURCE.parent.glob("docs/*.md")}
+TABLE = DOCS["failures.md"]
 
 
-# What raises a failure, and which of its arguments is the sentence.
-RAISES = {"Failure": 0, "failure": 0, "super().__init__": 0, "require": 1}
+RAISES = re.compile(r"\b([Ff]ailure|super\(\)\.__init__|require)$")
 
 
-def words(said: ast.expr, tree: ast.AST) -> list[str]:
+def words(said: ast.expr | None, tree: ast.AST) -> list[str]:
     """What a text says, with … for what is put in; of a name, what it was assigned."""
     if isinstance(said, ast.Constant):
         return [str(said.value)]
@@ -41,10 +41,10 @@ def sentences(text: str) -> Iterator[tuple[int, str]]:
     for function in ast.walk(ast.parse(text)):
         if isinstance(function, ast.FunctionDef | ast.Module):
             for node in own(function):
-                if isinstance(node, ast.Call):
-                    at = RAISES.get(ast.unparse(node.func).removeprefix("self."), len(node.args))
-                    for said in node.args[at : at + 1]:
-                        yield from ((node.lineno, each) for each in words(said, function))
+                if isinstance(node, ast.Call) and RAISES.search(ast.unparse(node.func)):
+                    at = 1 if ast.unparse(node.func) == "require" else 0
+                    for each in words(node.args[at] if len(node.args) > at else None, function):
+                        yield node.lineno, each
 
 
 def own(function: ast.AST) -> Iterator[ast.AST]:
@@ -57,9 +57,8 @@ def own(function: ast.AST) -> Iterator[ast.AST]:
 
 class CommandsTest(unittest.TestCase):
     def test_every_command_is_understood(self) -> None:
-        found = re.findall(
-            r"python3 (?:\S*/)?deploy\.py((?: [\w./-]+| \"\$[^\"]*\"| FILE)*)", README
-        )
+        command = r"python3\s(?:\S*/)?deploy\.py((?: [\w./-]+| \"\$[^\"]*\"| FILE)*)"
+        found = re.findall(command, "\n".join((README, *DOCS.values())))
         self.assertGreater(len(found), 20)
         for command in set(found):
             with self.subTest(command), contextlib.redirect_stderr(io.StringIO()):
@@ -74,6 +73,19 @@ class CommandsTest(unittest.TestCase):
         self.assertGreater(len(commands), 10)
         for command in commands:
             self.assertRegex(listed, rf"(?m)^  (\w+, )*{command}\b")
+
+
+class PageTest(unittest.TestCase):
+    def test_one_reads_the_readme_to_its_end(self) -> None:
+        lines = README.splitlines()
+        self.assertLessEqual(len(lines), 130)
+        self.assertLessEqual(max(map(len, lines)), 100)
+
+    def test_every_link_leads_somewhere(self) -> None:
+        for name, text in {"../README.md": README, **DOCS}.items():
+            for link in re.findall(r"\]\(([^)#:]+)", text):
+                with self.subTest(page=name, link=link):
+                    self.assertTrue((SOURCE.parent / "docs" / name).parent.joinpath(link).exists())
 
 
 class SentencesTest(unittest.TestCase):
@@ -101,7 +113,8 @@ class SentencesTest(unittest.TestCase):
             'raise Failure(f"the {thing} of {place} broke", "mend it")\n'
             'self.failure("it is odd")\n'
             'def f(a):\n    b = "it was named"\n    if a:\n        raise Failure(b)\n'
-            'Failure(what)\nrequire(there, f"no {thing}", "bring it")\nrequire(there)'
+            "Failure(what)\n"
+            'require(a, "it holds not", "mend it")'
         )
-        wanted = ["the … of … broke", "it is odd", "no …", "it was named"]
+        wanted = ["the … of … broke", "it is odd", "it holds not", "it was named"]
         self.assertEqual([said for _, said in sentences(text)], wanted)

@@ -11,7 +11,7 @@ import deploy
 from tests.lab import PROJECT, LabTest
 from tests.terminal import Terminal, columns
 
-README = (PROJECT / "README.md").read_text()
+HISTORY = (PROJECT / "docs" / "history.md").read_text()
 FIELDS = [
     "release",
     "revision",
@@ -266,7 +266,7 @@ class History(LabTest):
 
     def test_the_fields_for_programs_are_those_of_the_readme(self) -> None:
         lines = self.lab.deploy("history", "--json").stdout.splitlines()
-        table = README.split("`history --json`")[-1].split("\n\n")[1]
+        table = HISTORY.split("`history --json`")[-1].split("\n\n")[1]
         documented = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
         self.assertEqual(documented, FIELDS)
         for line in lines:

@@ -1,10 +1,13 @@
-"""The summary of the deploying workflow: what it shows of a deployment. `gh` is played here."""
+"""The deploying workflow: its time limits, and what its summary shows of a deployment. `gh` is played here."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import textwrap
+import unittest
 
+import deploy
 from tests.lab import PROJECT, LabTest, Run
 
 WORKFLOW = (PROJECT / ".github" / "workflows" / "deploy.yml").read_text()
@@ -13,14 +16,41 @@ GH = r"""case "$*" in
     "api repos/team/gforms/actions/jobs/42/logs") cat $LAB/job;;
     *) exit 1;;
 esac"""
-JOB = """##[group]Run appleboy/ssh-action@v1.0.3
-  script: cd "$AWS_DEPLOY_PATH" && python3 deploy.py --wait 600
+JOB = """##[group]Run appleboy/ssh-action@029f5b4aeeeb58fdfe1410a5d17f967dacf36262
+  script: cd "$AWS_DEPLOY_PATH" && python3 deploy.py deploy --at "$DEPLOY_COMMIT" --wait 600
 ======CMD======
-cd "$AWS_DEPLOY_PATH" && python3 deploy.py --wait 600
+cd "$AWS_DEPLOY_PATH" && python3 deploy.py deploy --at "$DEPLOY_COMMIT" --wait 600
 ======END======
 {said}
 ==============================================
 """
+
+
+class LimitsTest(unittest.TestCase):
+    """The connection is there until the tool has ended by its own limits, so that nobody waits for news in vain."""
+
+    def limit(self, key: str) -> int:
+        found = re.search(rf"(?m)^ +{key}: (\d+)m?$", WORKFLOW)
+        assert found, key
+        return int(found[1]) * 60
+
+    def test_longer_than_those_of_the_tool_together(self) -> None:
+        settings = deploy.Settings()
+        steps = (settings.install, settings.services, settings.static, settings.migrate)
+        own = sum(step.timeout * max(len(step.command), 1) for step in steps)
+        own += (
+            settings.pull.timeout * (settings.pull.retries + 1) + 600 * 3
+        )  # worktree, submodules, fast-forward
+        own += (
+            settings.migrate.timeout + settings.backup.timeout * 2
+        )  # the listing; a backup and its proof
+        own += (
+            settings.restart.timeout * 4 + settings.health.deadline * 2
+        )  # the way back takes no less
+        wait = re.search(r"--wait (\d+)", WORKFLOW)
+        assert wait
+        self.assertGreater(self.limit("command_timeout"), own + int(wait[1]))
+        self.assertGreater(self.limit("timeout-minutes"), self.limit("command_timeout"))
 
 
 class SummaryTest(LabTest):

@@ -260,8 +260,9 @@ class Site(Server):
         return Running(self.ssh_start(script, key=key))
 
     def begin(self, key: Path | None = None) -> Running:
-        """Start a deployment, as the workflow does."""
-        return self.start_ssh(workflow_script(), key)
+        """Start a deployment of what was pushed last, as the workflow does."""
+        head = self.run(["git", "rev-parse", "main"], user="ubuntu", cwd=REMOTE).stdout.strip()
+        return self.start_ssh(workflow_script(head), key)
 
     def deploy(self) -> Run:
         """Run a deployment to its end, as the workflow does."""
@@ -340,12 +341,14 @@ class Site(Server):
             yield watch
 
 
-def workflow_script() -> str:
+def workflow_script(commit: str) -> str:
     """Return the shipped workflow's script, as ssh-action v1.0.3 sends it: after a line for each of its `envs`."""
     text = (PROJECT / ".github/workflows/deploy.yml").read_text()
-    found = re.search(r"^ +envs: AWS_DEPLOY_PATH\n +script: (.+)$", text, re.MULTILINE)
+    found = re.search(
+        r"^ +envs: AWS_DEPLOY_PATH,DEPLOY_COMMIT\n +script: (.+)$", text, re.MULTILINE
+    )
     assert found, "the workflow gives the action other variables or another script now"
-    return f"export AWS_DEPLOY_PATH='{CHECKOUT}'\n{found[1]}"
+    return f"export AWS_DEPLOY_PATH='{CHECKOUT}'\nexport DEPLOY_COMMIT='{commit}'\n{found[1]}"
 
 
 def settings() -> str:

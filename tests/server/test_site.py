@@ -70,11 +70,13 @@ def setUpModule() -> None:
 
 
 def deploy_only() -> str:
-    """Return what stands before the key in authorized_keys, as the README shows it."""
+    """Return what stands before the key in authorized_keys, as docs/server.md shows it."""
     shown = re.search(
-        r'^(.*command=".+") ssh-ed25519 ', (PROJECT / "README.md").read_text(), re.MULTILINE
+        r'^(.*command=".+") ssh-ed25519 ',
+        (PROJECT / "docs" / "server.md").read_text(),
+        re.MULTILINE,
     )
-    assert shown, "the README shows no such key"
+    assert shown, "docs/server.md shows no such key"
     return shown[1]
 
 
@@ -157,7 +159,7 @@ class SetupTest(SiteCase):
                 self.assertIn("password is required", done.stderr)
 
     def test_key_that_may_only_deploy(self) -> None:
-        """Whatever is asked for with the key of the README, deploy.py runs and nothing else; it forwards nothing."""
+        """Whatever is asked for with the key of docs/server.md, deploy.py runs and nothing else; it forwards nothing."""
         site, key = self.site, self.site.key(deploy_only())
         site.run(
             ["chmod", "604", f"{CHECKOUT}/.env"]
