@@ -122,8 +122,7 @@ def deploy(
     """Deploy the remote branch, or a revision."""
     if dry_run:
         return preview(site, revision)
-    with transaction(site, "deploy", wait, hidden=if_changed) as run:
-        run.asked = revision
+    with transaction(site, "deploy", wait, asked=revision, hidden=if_changed) as run:
         if if_changed and not has_changed(run):
             return report_health(run)
         for step in site.settings.deploy.steps:
@@ -138,7 +137,7 @@ def rollback(
     """Go back to the newest earlier release of another revision, or to the one named."""
     with transaction(site, "rollback", wait) as run:
         run.work_on(site.releases.to_go_back_to(release))
-        if run.is_live():
+        if run.release.name == site.releases.live_name():
             check_health(site, run.release)
             say(f"{run.release.name} is live already")
             return OK
@@ -149,13 +148,15 @@ def rollback(
 
 
 @contextlib.contextmanager
-def transaction(site: Site, command: str, wait: float = 0, hidden: bool = False) -> Iterator[Run]:
+def transaction(
+    site: Site, command: str, wait: float = 0, asked: str = "", hidden: bool = False
+) -> Iterator[Run]:
     """One run under the lock: all of what it begins is committed, or taken back."""
     site.prepare()
     console.hidden = hidden
-    run = Run(site, command)
+    run = Run(site, command, asked)
     with (
-        tell_afterwards(run),
+        contextlib.closing(run),  # when the lock is free, it notifies of how it ended
         site.lock.held(wait, site.journal),
         site.journal.kept(),
     ):
@@ -170,7 +171,7 @@ def transaction(site: Site, command: str, wait: float = 0, hidden: bool = False)
 
 def take_back(site: Site) -> list[str]:
     """Undo what was begun and not committed, last first; what was done, for the user."""
-    told = []
+    told: list[str | None] = []
     for act in reversed(site.journal.begun.copy()):
         try:
             told.append(UNDO[act["act"]](site, act))
@@ -894,6 +895,14 @@ def as_failure(error: BaseException) -> Failure:
     return Failure(f"{type(error).__name__}: {error}", "see the log: python3 deploy.py logs")
 
 
+def attempt(act: Callable[..., object], *arguments: object) -> None:
+    """Do what nothing live depends on: a failure of it is a warning."""
+    try:
+        act(*arguments)
+    except Exception as error:  # noqa: BLE001 - whatever it was
+        log.warning(str(as_failure(error)))
+
+
 # ------------------------------------------------------------------------------- running commands
 
 HEARTBEAT = 15.0  # seconds without a line of output before one says that the step still runs
@@ -1596,7 +1605,7 @@ def ask(
     def listen() -> None:
         try:
             with _send(url, headers, limit, data, unix) as reply:
-                replies.append((reply.status, reply.reason, reply.read(PIECE)))
+                replies.append((reply.status, reply.reason, reply.read(1 << 20)))
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it
             replies.append(str(getattr(error, "reason", None) or error))
 
@@ -1869,19 +1878,23 @@ class Site:
 
     def __init__(self, config: Path) -> None:
         self.settings, self.settings_file = read_settings(config), config.resolve()
-        self.settings_text, self.root = self.settings_file.read_bytes(), self.settings_file.parent
+        self.root = self.settings_file.parent
         self.workspace = (self.root / self.settings.deploy.workspace).resolve()
-        self.folders = [self.workspace / name for name in ("releases", "venvs", "backups", "logs")]
-        _, self.venvs, self.backups, self.logs = self.folders
+        self.venvs, self.backups = self.workspace / "venvs", self.workspace / "backups"
+        self.logs = self.workspace / "logs"
         self.maintenance = self.workspace / "maintenance"  # nginx answers 503 while it is there
         self.candidate_mark = self.workspace / "candidate"  # its processes have it open
         self.candidate_socket = self.workspace / "candidate.sock"
         self.lock = Lock(git_folder(self.root))
         self.journal = Journal(self.workspace / "journal.json")
-        self.commands, self.history = Commands(self.lock), History(self.workspace / "history.jsonl")
+        self.history = History(self.workspace / "history.jsonl")
+        self.commands = Commands(self.lock)
         self.git = Git(self.root, self.commands, self.base)
         self.releases = Releases(
-            self.workspace, self.history, self.settings.deploy.project, lambda: self.environment
+            self.workspace,
+            self.history,
+            self.settings.deploy.project,
+            lambda: self.base | self.variables,
         )
         self.database = Database(self)
 
@@ -1891,12 +1904,12 @@ class Site:
         kept = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
         # cron and ssh give a short PATH
         path = f"{kept.get('PATH', '')}:{os.path.expanduser(USUAL_PATH)}".split(":")
-        ssh = kept.get("GIT_SSH_COMMAND", "ssh") + " -o BatchMode=yes -o ConnectTimeout=20"
+        ssh = kept.get("GIT_SSH_COMMAND", "ssh")
         return kept | {
             "PATH": ":".join(filter(None, dict.fromkeys(path))),
             "PYTHONUNBUFFERED": "1",
             "GIT_TERMINAL_PROMPT": "0",
-            "GIT_SSH_COMMAND": ssh,
+            "GIT_SSH_COMMAND": f"{ssh} -o BatchMode=yes -o ConnectTimeout=20",
             "PIPENV_DONT_LOAD_ENV": "1",
             "PIPENV_NOSPIN": "1",
             "PIPENV_IGNORE_VIRTUALENVS": "1",
@@ -1911,11 +1924,6 @@ class Site:
         hook = found.get(self.settings.notify.webhook, "")
         redactor.hide({*secrets_in(found), hook, re.sub(r"^\w+://[^/]*/?", "", hook)})
         return found
-
-    @functools.cached_property
-    def environment(self) -> dict[str, str]:
-        """The environment of every command that belongs to no release."""
-        return self.base | self.variables
 
     @functools.cached_property
     def checkout(self) -> Release:
@@ -1959,11 +1967,6 @@ class Site:
             for argv in lines
         )
 
-    def start_services(self) -> None:
-        """Have the database and the cache up; Compose names its project after the checkout."""
-        section = self.settings.services
-        self.run(section.command, self.checkout, section.timeout)
-
     def check_place(self) -> None:
         """Failure unless this is a checkout, and of the user who runs this."""
         if self.root.parent.name == "releases" and (self.root.parents[1] / "current").is_symlink():
@@ -1972,25 +1975,25 @@ class Site:
                 f"run it there: cd {self.lock.path.parents[2]}",
                 MISTAKE,
             )
-        if not self.lock.path.exists():
-            raise Failure(
-                f"{self.root} is not a git checkout",
-                "keep the settings file in the checkout",
-                MISTAKE,
-            )
+        require(
+            self.lock.path.exists(),
+            f"{self.root} is not a git checkout",
+            "keep the settings file in the checkout",
+            MISTAKE,
+        )
         owner, user = (user_name(each) for each in (self.root.stat().st_uid, os.geteuid()))
-        if owner != user:
-            raise Failure(
-                f"{self.root} belongs to {owner}, and you are {user}",
-                f"run it as its owner: sudo -u {owner} python3 {SCRIPT}",
-            )
+        require(
+            owner == user,
+            f"{self.root} belongs to {owner}, and you are {user}",
+            f"run it as its owner: sudo -u {owner} python3 {SCRIPT}",
+        )
 
     def prepare(self) -> None:
         """Look at all that can be wrong before the lock is taken, and make the workspace."""
         self.check_place()
         _ = self.variables  # a mistake in it is refused before anything is touched
         os.umask(0o022)  # nginx must be able to read the static files, whoever deploys
-        for folder in self.folders:
+        for folder in (self.releases.folder, self.venvs, self.backups, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
         (self.workspace / ".gitignore").write_text("*\n", encoding="ascii")
         remotes = self.git.ask("config", "--get-regexp", r"^remote\..*url$") or ""
@@ -2007,39 +2010,33 @@ def check_health(site: Site, release: Release) -> None:
     if not site.health:
         return
     good, saw = site.health.wait(site.settings.health.deadline)
-    if not good:
-        raise Failure(f"the site is not healthy: {saw}")
+    require(good, f"the site is not healthy: {saw}", "mend it and push")
     program = site.settings.restart.process
     places = set(servers(site.root, program).values())
-    if program and release.project.resolve() not in places:
-        seen = ", ".join(map(str, sorted(places))) or "no folder that can be seen"
-        raise Failure(
-            f"{program} runs in {seen}, not in {release.folder}",
-            f"its service must run in {site.releases.current}, as your own user",
-        )
+    seen = ", ".join(map(str, sorted(places))) or "no folder that can be seen"
+    require(
+        not program or release.project.resolve() in places,
+        f"{program} runs in {seen}, not in {release.folder}",
+        f"its service must run in {site.releases.current}, as your own user",
+    )
     say(f"the site answers: {saw}")
 
 
 def what_is_live(site: Site) -> Answer:
-    """Whether what is live is as it should be, asked for now, and what it is."""
-    live = site.releases.live_name()
-    if not live:
-        return True, "no release is live yet"
-    if live not in site.releases.healthy():
-        return False, f"{live} is switched to, never was healthy, and nothing was live before it"
+    """Whether all is as it should be, asked for now, and what is live."""
+    live, stuck = site.releases.live_name(), ", ".join(act["act"] for act in site.journal.stuck)
     good, saw = ask_health(site)
-    if not good:
-        return False, f"{live} is live and NOT healthy: {saw}"
-    return True, f"{live} is live{' and healthy' if site.health else ''}"
-
-
-def judge(site: Site, status: int) -> tuple[int, str]:
-    """The exit status that a failure with this one deserves, and what is live, asked for now."""
-    stuck = ", ".join(act["act"] for act in site.journal.stuck)
-    good, what = what_is_live(site)
+    if not live:
+        good, what = True, "no release is live yet"
+    elif live not in site.releases.healthy():
+        good, what = False, f"{live} is live, never was healthy, and nothing was live before it"
+    elif not good:
+        what = f"{live} is live and NOT healthy: {saw}"
+    else:
+        what = f"{live} is live{' and healthy' if site.health else ''}"
     if stuck:
         what += f"; {stuck} was left half way: run this again, which puts it right first"
-    return status if good and not stuck else NEEDS_HUMAN, what
+    return good and not stuck, what
 
 
 # -------------------------------------------------------------------------------------- candidate
@@ -2049,60 +2046,52 @@ class Candidate:
     """A release's own gunicorn on a private socket, which must answer before any user sees it."""
 
     def __init__(self, site: Site, release: Release) -> None:
-        self.site, self.section, self.socket = site, site.settings.restart, site.candidate_socket
-        self.tail: deque[str] = deque(maxlen=TAIL)
+        self._site, self._socket = site, site.candidate_socket
+        self._tail: deque[str] = deque(maxlen=TAIL)
         self.act = site.journal.begin("candidate")
-        self.socket.unlink(missing_ok=True)
-        argv = [word.replace("{socket}", str(self.socket)) for word in self.section.candidate[0]]
+        command = site.settings.restart.candidate[0]
+        argv = [word.replace("{socket}", str(self._socket)) for word in command]
         # it does not inherit the lock, for it would never end after a killed deployer; but the next
         # run knows it by this file, which it and all its workers have open
         with open(site.candidate_mark, "w", encoding="ascii") as mark:
             self.child = Child(
-                argv, release.project, release.environment, [self.keep_line], (mark.fileno(),)
+                argv, release.project, release.environment, [self._keep_line], (mark.fileno(),)
             )
 
-    def keep_line(self, line: str) -> None:
-        """Keep a line that it wrote."""
-        self.tail.append(f"| {line}")
+    def _keep_line(self, line: str) -> None:
+        self._tail.append(f"| {line}")
         log.debug(f"| {line}", extra={"step": "candidate"})
-
-    def end(self) -> None:
-        """End it, and remove its socket."""
-        end_candidates(self.site, self.act)
-        self.child.process.wait()
-        self.site.journal.end(self.act)
 
     def await_boot(self) -> None:
         """Wait until it accepts connections, with --preload after its import; else Failure."""
 
         def booted() -> bool:
-            with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
-                probe.connect(str(self.socket))
-                return True
             if self.child.ended(0):
                 raise self.failure("it does not start")
-            return False
+            with socket.socket(socket.AF_UNIX) as probe:
+                return probe.connect_ex(str(self._socket)) == 0
 
-        if not wait_until(booted, self.section.timeout):
-            raise self.failure(f"it has not started after {self.section.timeout:g} s")
+        limit = self._site.settings.restart.timeout
+        if not wait_until(booted, limit):
+            raise self.failure(f"it has not started after {limit:g} s")
 
     def prove(self, health: HealthCheck) -> None:
         """Have it answer the health check, or Failure."""
         self.await_boot()
-        good, saw = health.wait(health.of.deadline, self.socket, lambda: not self.child.ended(0))
+        good, saw = health.wait(health.of.deadline, self._socket, lambda: not self.child.ended(0))
         if not good:
             raise self.failure(saw)
         say(f"the candidate answers: {saw}")
 
     def failure(self, saw: str) -> Failure:
         """That it was not proven, and why, as far as its last lines tell."""
-        errors = [line[2:202] for line in self.tail if re.match(r"\| [A-Za-z][\w.]*: ", line)]
+        errors = [line[2:202] for line in self._tail if re.match(r"\| [A-Za-z][\w.]*: ", line)]
         saw += f" ({errors[-1]})" if errors else ""
-        details = ["the candidate's last lines:", *self.tail] if self.tail else ()
+        details = ["the candidate's last lines:", *self._tail] if self._tail else ()
         return Failure(f"the candidate was not proven: {saw}", details=details)
 
 
-def end_candidates(site: Site, act: Act) -> str:
+def end_candidates(site: Site, _act: Act) -> None:
     """End every candidate, with SIGKILL: after SIGTERM one might remove the socket of the next."""
     for process in holders(site.candidate_mark):
         with contextlib.suppress(ProcessLookupError):
@@ -2110,7 +2099,6 @@ def end_candidates(site: Site, act: Act) -> str:
     wait_until(lambda: not any(holders(site.candidate_mark)), GRACE)
     for path in (site.candidate_socket, site.candidate_mark):
         path.unlink(missing_ok=True)
-    return ""
 
 
 # ----------------------------------------------------------------------------------- what changed
@@ -2168,7 +2156,9 @@ def notify(site: Site, entry: Entry) -> None:
     for argv in section.command:
         command = [*argv, text]
         try:
-            site.commands.run(command, site.root, site.environment, section.timeout, quiet=True)
+            site.commands.run(
+                command, site.root, site.checkout.environment, section.timeout, quiet=True
+            )
         except Failure as error:
             log.warning(str(error))
 
@@ -2215,35 +2205,46 @@ def _tell_journal(path: str, entry: Entry, text: str) -> None:
 class Run:
     """One run under the lock: what it works on, how long its steps take, and how it ends."""
 
-    def __init__(self, site: Site, command: str) -> None:
-        self.site, self.command, self.asked = site, command, ""
+    def __init__(self, site: Site, command: str, asked: str) -> None:
+        self.site, self.command, self.asked = site, command, asked
         self.resumed = site.lock.started  # by the version of this program that this one replaces
-        self.began, self.started = time.monotonic(), self.resumed or clock(STAMP)
+        self.started, self._began = self.resumed or clock(STAMP), time.monotonic()
         self.release, self.revision = site.checkout, ""  # until there is a candidate
-        self.durations: dict[str, float] = {}
         self.migrated: list[Migration] = []
         self.candidate: Candidate | None = None
-        self.logs = False  # whether there is a log
-        self.entries: list[Entry] = []  # of the history, still to be told
+        self._durations: dict[str, float] = {}
+        self._entries: list[Entry] = []  # of the history, still to be told
+        self._log: Path | None = None
 
     def recover(self) -> None:
         """Note who runs; take back what a run that was cut off had begun, and say what it was."""
-        journal = self.site.journal
+        site, journal = self.site, self.site.journal
+        while not self.resumed and (site.logs / f"{self.started}.log").exists():
+            pause(0.1)  # the run before began in this very second
+            self.started = clock(STAMP)
         journal.load()
-        left = {key: str(value) for key, value in journal.run.items()}
-        now = {"command": self.command, "started": self.started, "step": "its start"}
+        left = defaultdict(str, {key: str(value) for key, value in journal.run.items()})
         journal.run = {}
-        journal.save(**now, by=started_by(), since=clock(), pid=os.getpid())
+        journal.save(
+            command=self.command,
+            started=self.started,
+            step="its start",
+            by=started_by(),
+            since=clock(),
+            pid=os.getpid(),
+        )
+        self._log = site.logs / f"{self.started}.log"
+        start_logging(self._log)
         if self.resumed or not left:
             return
-        self.show()
-        say("found: a {command} by {by} was cut off at {step}".format_map(defaultdict(str, left)))
+        console.hidden = False
+        say("found: a {command} by {by} was cut off at {step}".format_map(left))
         keys = ("command", "by", "started", "release", "revision")
-        self.record("cut off", **{key: left.get(key, "") for key in keys})
-        self.site.git.remove_stale_locks()
+        self.record("cut off", **{key: left[key] for key in keys})
+        site.git.remove_stale_locks()
         if any(act["act"] in ("migrate", "reversal", "restore") for act in journal.begun):
-            self.site.start_services()  # after a power cut, the database may be down
-        for told in take_back(self.site):
+            STEPS["services"](self)  # after a power cut, the database may be down
+        for told in take_back(site):
             say(told)
         if any(act["act"] == "restore" for act in journal.stuck):  # all that follows makes it worse
             journal.check_done()
@@ -2253,28 +2254,24 @@ class Run:
         self.release, self.revision = release, release.revision
         self.site.journal.save(release=release.name, revision=release.revision)
 
-    def is_live(self) -> bool:
-        """Whether that is the live one."""
-        return self.release.name == self.site.releases.live_name()
-
     def step(self, name: str) -> None:
         """Take one step, with its hooks, and say how long it took."""
-        self.show()
-        self.site.journal.save(step=name)
-        before = (each.steps.get(name, 0.0) for each in self.site.history.went_live()[-10:])
-        took, began = sorted(filter(None, before)), time.monotonic()
-        section: Step = vars(self.site.settings)[name]
-        with console.step(name, took[len(took) // 2] if took else 0):
+        console.hidden = False
+        site, section, began = self.site, vars(self.site.settings)[name], time.monotonic()
+        site.journal.save(step=name)
+        before = [entry.steps.get(name, 0.0) for entry in site.history.went_live()[-10:]]
+        times = sorted(filter(None, before))
+        with console.step(name, times[len(times) // 2] if times else 0):
             if vars(section).get("command") == () and name != "restart":
                 say("skipped: its command is empty")
                 return
             try:
-                self.site.run(section.before, self.release, 600)
+                site.run(section.before, self.release, 600)
                 STEPS[name](self)
-                self.site.run(section.after, self.release, 600)
+                site.run(section.after, self.release, 600)
             finally:
-                self.durations[name] = round(time.monotonic() - began, 3)
-            log.info(f"done in {self.durations[name]:.1f} s")
+                self._durations[name] = round(time.monotonic() - began, 3)
+            log.info(f"done in {self._durations[name]:.1f} s")
 
     def start_candidate(self) -> None:
         """Have the release's own gunicorn boot on its private socket, unless it does so already."""
@@ -2284,66 +2281,52 @@ class Run:
     def end_candidate(self) -> None:
         """It has been proven, or what it booted with is not what will be there."""
         if self.candidate:
-            self.candidate.end()
+            end_candidates(self.site, self.candidate.act)
+            self.candidate.child.process.wait()
+            self.site.journal.end(self.candidate.act)
             self.candidate = None
 
     def commit(self, result: str, message: str = "") -> None:
         """What this run did is done for good; say what is live, if that is what it changed."""
-        site, releases = self.site, self.site.releases
+        health, releases = self.site.health, self.site.releases
         with shielded():  # what is recorded is not taken back any more
             self.record(result, message)
-            if result in ("live", "restarted"):
-                site.journal.stuck.clear()  # whatever it was, a release is live and healthy
-                console.label, health = "deploy", site.health
-                self.without_failing(self.remove_what_is_past_its_keep)
-                if result == "live":
-                    self.without_failing(say_changes, self, releases.linked(releases.previous))
-                healthy, see = (" and healthy", f"; see {health.address()}") if health else ("", "")
-                took = time.monotonic() - self.began
-                say(f"{self.release.name} is live{healthy}; it took {took:.1f} s{see}")
+            attempt(self._remove_what_is_past_its_keep)
+            if result not in ("live", "restarted"):
+                return
+            self.site.journal.stuck.clear()  # whatever it was, a release is live and healthy
+            console.label = "deploy"
+            if result == "live":
+                attempt(say_changes, self, releases.linked(releases.previous))
+            what = f"{self.release.name} is live{' and healthy' if health else ''}"
+            see = f"; see {health.address()}" if health else ""
+            say(f"{what}; it took {time.monotonic() - self._began:.1f} s{see}")
 
     def fail(self, error: BaseException) -> Failure:
         """Take back what was begun; the failure, with what is live now."""
+        console.hidden = False
         failure = as_failure(error)
-        self.without_failing(self.show)
         for told in take_back(self.site):
             failure.add_note(told)
-        failure.status, failure.live = judge(self.site, failure.status)
+        good, failure.live = what_is_live(self.site)
+        if not good:
+            failure.status = NEEDS_HUMAN
         result = "interrupted" if isinstance(error, Interrupted) else "failed"
-        self.without_failing(self.record, result, failure.message(), failure.live)
+        attempt(self.record, result, failure.message(), failure.live)
         return failure
 
-    @staticmethod
-    def without_failing(act: Callable[..., object], *arguments: object) -> None:
-        """Act; a failure is said, and no more: what is live does not depend on it."""
-        try:
-            act(*arguments)
-        except Exception as error:  # noqa: BLE001 - whatever it was
-            log.warning(str(as_failure(error)))
-
-    def show(self) -> None:
-        """There is something to do: show and log all from now on, in a file of this run alone."""
-        console.hidden = False
-        while not self.logs:
-            path = self.site.logs / f"{self.started}.log"
-            self.logs = bool(self.resumed) or not path.exists()
-            if self.logs:
-                start_logging(path)
-            else:  # the run before began in this very second
-                pause(0.1)
-                self.started = clock(STAMP)
+    def close(self) -> None:
+        """Notify of what the history has of this run; a log of nothing is not kept."""
+        with shielded():
+            for entry in self._entries:
+                attempt(notify, self.site, entry)
+        if self._log and not self._entries:
+            self._log.unlink(missing_ok=True)
 
     def inputs(self) -> str:
         """A fingerprint of all that makes a deployment another one than the last."""
-        return hashlib.sha256(
-            b"\0".join(
-                (
-                    self.revision.encode(),
-                    (self.site.root / self.site.settings.env.file).read_bytes(),
-                    self.site.settings_text,
-                )
-            )
-        ).hexdigest()
+        inputs = repr((self.revision, self.site.variables, self.site.settings))
+        return hashlib.sha256(inputs.encode()).hexdigest()
 
     def record(self, result: str, message: str = "", state: str = "", **changes: Any) -> None:
         """Write this run's entry of the history; one of success commits all that was begun."""
@@ -2357,49 +2340,35 @@ class Run:
             release="" if self.release is self.site.checkout else self.release.name,
             revision=self.revision,
             subject=clean(self.site.git.subject(self.revision)),
-            seconds=round(time.monotonic() - self.began, 3),
-            steps=dict(self.durations),
+            seconds=round(time.monotonic() - self._began, 3),
+            steps=dict(self._durations),
             message=clean(message),
             state=clean(state),
             live=self.site.releases.live_name(),
             inputs=self.inputs() if counts and result in ("live", "failed") else "",
         )
-        self.entries.append(replace(entry, **changes))
+        self._entries.append(replace(entry, **changes))
         if result in FAILURES:
-            self.site.history.record(self.entries[-1])
+            self.site.history.record(self._entries[-1])
         else:
-            self.site.journal.commit(self.entries[-1], self.site.history)
+            self.site.journal.commit(self._entries[-1], self.site.history)
 
-    def remove_what_is_past_its_keep(self) -> None:
-        """Remove releases, environments, backups and logs that nobody needs any more."""
-        site, keep = self.site, self.site.settings.deploy
+    def _remove_what_is_past_its_keep(self) -> None:
+        site, keep, backups = self.site, self.site.settings.deploy, self.site.settings.backup.keep
         for folder in site.releases.past_keep(keep.keep_releases):
-            self.without_failing(site.git.remove_worktree, folder)
+            attempt(site.git.remove_worktree, folder)
         site.git.ask("worktree", "prune")  # what a release that was removed by hand left there
         left = site.releases.folder.iterdir()
         used = {(each / keep.project / ".venv").resolve() for each in left}
         for venv in set(site.venvs.iterdir()) - used:
             shutil.rmtree(venv)
-        # backups before a change have a `-` in their names, those made by hand or by cron do not
-        for pattern in ("*-*.dump", "*Z.dump"):
-            self.keep_newest(site.backups.glob(pattern), site.settings.backup.keep)
-        self.keep_newest(site.logs.glob("*.log"), keep.keep_logs)
-
-    def keep_newest(self, files: Iterable[Path], count: int) -> None:
-        """Remove all but the newest of these files, and never those of this very run."""
-        for file in self.site.history.oldest_first(files, self.started)[:-count]:
-            file.unlink()
-
-
-@contextlib.contextmanager
-def tell_afterwards(run: Run) -> Iterator[None]:
-    """When the lock is free and the journal closed, notify of what the history has of this run."""
-    try:
-        yield
-    finally:
-        with shielded():
-            for entry in run.entries:
-                run.without_failing(notify, run.site, entry)
+        for files, count in (
+            (site.backups.glob("*-*.dump"), backups),  # those made before a change
+            (site.backups.glob("*Z.dump"), backups),  # those made by hand or by cron
+            (site.logs.glob("*.log"), keep.keep_logs),
+        ):
+            for file in site.history.oldest_first(files, self.started)[:-count]:
+                file.unlink()
 
 
 # -------------------------------------------------------------------------------------- the steps
@@ -2559,8 +2528,9 @@ def find_python(site: Site, lock: Path) -> Path:
 
 
 def start_services(run: Run) -> None:
-    """Step 4: the database and the cache are up and healthy."""
-    run.site.start_services()
+    """Step 4: database and cache are up; Compose names its project after the checkout."""
+    section = run.site.settings.services
+    run.site.run(section.command, run.site.checkout, section.timeout)
 
 
 def collect_static(run: Run) -> None:
@@ -2647,7 +2617,7 @@ def restart(run: Run) -> None:
     os.sync()  # a power cut must not leave a release live whose files are empty
     old, older = releases.live_name(), releases.linked(releases.previous)
     site.journal.begin("switch", to=run.release.name, old=old, older=older)
-    releases.switch(run.release.name, older if run.is_live() else old)
+    releases.switch(run.release.name, older if run.release.name == old else old)
     site.run(section.command, run.release, section.timeout)
     check_health(site, run.release)
 
@@ -2660,7 +2630,7 @@ def go_back(site: Site, act: Act) -> str | None:
     say(f"going back to {place.name}")
     site.releases.switch(place.name, act["older"])
     for argv in section.command:  # the site itself is asked whether a failure matters
-        Run.without_failing(site.run, (argv,), place, section.timeout)
+        attempt(site.run, (argv,), place, section.timeout)
     check_health(site, place)
     return None
 
@@ -2693,7 +2663,6 @@ def compare_schemas(run: Run, reverse_migrations: bool) -> None:
     site, older = run.site, run.release
     newer = site.releases.live() or older  # if none is live, the database must be as it knows it
     say(f"from {site.releases.live_name() or 'nothing'} to {older.name}")
-    run.show()
     run.start_candidate()  # it boots while the two schemas are compared
     console.label = "migrate"
     try:
@@ -2736,12 +2705,9 @@ def apply_again(site: Site, act: Act) -> str | None:
 def back_up(site: Site, as_json: bool = False, wait: float = 0) -> int:
     """Back the database up."""
     with transaction(site, "backup", wait) as run:
-        run.show()
         console.label, console.hidden = "backup", as_json  # its stdout is one line of JSON then
         path = site.database.back_up(run.started)
         run.commit("backed up", str(path))
-        # of this kind alone: one that was made before a failed migration stays
-        run.keep_newest(site.backups.glob("*Z.dump"), site.settings.backup.keep)
     if as_json:
         made = {"file": str(path), "bytes": path.stat().st_size, "started": run.started}
         console.show(json.dumps(made))
@@ -2762,7 +2728,6 @@ def restore_backup(
         USAGE,
     )
     with transaction(site, "restore", wait) as run:
-        run.show()
         console.label = "restore"
         site.journal.save(step="restore")
         site.database.verify(file)

@@ -31,10 +31,11 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 import deploy  # also when this file is run as a program
+from tests.standin.systemd import Systemd
 
 PIPENV = "pipenv==2026.10.3"
 DJANGO_OF_PYTHON_311 = "5.2.8"
-FOREIGN = ("GIT_", "PIPENV_", "DEPLOY_", "VIRTUAL_ENV", "PYTHONPATH", "STANDIN_", "SSH_CONNECTION")
+FOREIGN = ("GIT_", "PIPENV_", "DEPLOY_", "VIRTUAL_ENV", "PYTHONPATH", "SSH_CONNECTION")
 
 INI = """\
 # What differs here from the defaults of deploy.py.
@@ -200,6 +201,7 @@ class Sandbox:
         self.reserved = reserved_port()
         self.port = int(self.reserved.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}/"
+        self.systemd: Systemd | None = None
 
     def environment(self) -> dict[str, str]:
         """The environment of every command: the stand-ins and our own pipenv come first in PATH."""
@@ -216,8 +218,7 @@ class Sandbox:
             | identity
             | {
                 "PATH": path,
-                "STANDIN_UNITS": str(self.root / "units"),
-                "STANDIN_STATE": str(self.root / "state"),
+                "STANDIN": str(self.root / "units" / "systemd"),
                 "PIPENV_NOSPIN": "1",
                 "GIT_CONFIG_GLOBAL": os.devnull,
                 "GIT_CONFIG_SYSTEM": os.devnull,
@@ -281,13 +282,12 @@ class Sandbox:
     def start_socket(self) -> None:
         """Have the stand-in of systemd hold the socket, with the units of `setup`, on this port."""
         (self.root / "units").mkdir()
-        (self.root / "state").mkdir()
         site = deploy.Site(self.checkout / "deploy.ini")
         for file in deploy.files_to_place(site, timer=False):
             text = file.text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}")
             text = text.replace("--workers 5", "--workers 2")
             (self.root / "units" / file.path.name).write_text(text)
-        self.run("systemctl", "start", "gunicorn.socket", folder=self.root)
+        self.systemd = Systemd(self.root / "units")
 
     def lock(self) -> None:
         """Make Pipfile.lock anew."""
@@ -347,8 +347,8 @@ class Sandbox:
 
     def close(self) -> None:
         """End the service and remove the folder."""
-        with contextlib.suppress(Missing):
-            self.run("systemctl", "exit", folder=self.root)
+        if self.systemd:
+            self.systemd.close()
         self.reserved.close()
         shutil.rmtree(self.root)
 

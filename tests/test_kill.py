@@ -39,27 +39,13 @@ class KillTest(LabTest):
 
 
 class DuringAStep(KillTest):
+    """With a command that is at work, and ends by itself; tests/test_story.py kills between them."""
+
     def setUp(self) -> None:
         super().setUp()
         self.revision = self.lab.push(
             {"app": "two", "migrations": "app.0001_first\napp.0002_second\n"}
         )
-
-    def test_env(self) -> None:
-        self.lab.setting("env", "before", "block env")
-        self.kill(self.lab.blocked("env"), "env")
-        self.lab.setting("env", "before", "")
-        self.recovers("env")
-
-    def test_pull_at_the_fetch(self) -> None:
-        self.lab.block_git("fetch")
-        self.kill(self.lab.blocked("pull"), "pull")
-        self.recovers("pull")
-
-    def test_pull_at_the_new_worktree(self) -> None:
-        self.lab.block_git("worktree add")
-        self.kill(self.lab.blocked("pull"), "pull")
-        self.recovers("pull")
 
     def test_pull_before_the_fast_forward(self) -> None:
         self.lab.block_git("merge")
@@ -80,6 +66,9 @@ class DuringAStep(KillTest):
         self.lab.script("services", "")
         self.kill(process, "services")
         self.recovers("services")
+        entry = next(entry for entry in self.lab.history() if entry["result"] == "cut off")
+        self.assertEqual((entry["command"], entry["revision"]), ("deploy", self.revision))
+        self.assertTrue((self.lab.workspace / "logs" / f"{entry['started']}.log").exists())
 
     def test_static(self) -> None:
         self.lab.script("during-collectstatic", "block static")
@@ -143,16 +132,6 @@ class DuringAStep(KillTest):
         self.lab.script("services", "")
         self.kill(process, "services")
         self.recovers("services")
-
-    def test_the_first_line_says_whose_run_was_cut_off_and_the_history_which_release(self) -> None:
-        self.lab.first("services", "block services")
-        process = self.lab.blocked("services")
-        self.lab.script("services", "")
-        self.kill(process, "services")
-        self.recovers("services")
-        entry = next(entry for entry in self.lab.history() if entry["result"] == "cut off")
-        self.assertEqual((entry["command"], entry["revision"]), ("deploy", self.revision))
-        self.assertTrue((self.lab.workspace / "logs" / f"{entry['started']}.log").exists())
 
 
 class InTheFastForward(KillTest):
