@@ -394,9 +394,7 @@ class MigrateSection(Step):
 @dataclass(frozen=True)
 class RestartSection(Step):
     candidate: CommandLines = option(
-        command_lines,
-        "gunicorn --preload --name candidate --no-control-socket --bind unix:{socket} "
-        "forms.wsgi:application",
+        command_lines, "gunicorn --workers 1 --name candidate --bind unix:{socket}"
     )
     command: CommandLines = option(
         command_lines,

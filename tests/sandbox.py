@@ -260,7 +260,9 @@ class Sandbox:
             ignore=shutil.ignore_patterns("__pycache__"),
         )
         shutil.copytree(PROJECT / "systemd", self.author / "systemd")
-        shutil.copy(PROJECT / "deploy.py", self.author)
+        for name in ("deploy.py", "gunicorn.conf.py"):
+            shutil.copy(PROJECT / name, self.author)
+        self.edit("gunicorn.conf.py", "workers = 5", "workers = 2")
         (self.root / "sqlite.py").write_text(SQLITE.format(root=self.root))
         (self.author / "deploy.ini").write_text(
             INI.format(python=self.python, root=self.root, port=self.port)
@@ -284,7 +286,7 @@ class Sandbox:
         site = deploy.Site(self.checkout / "deploy.ini")
         for name, text in deploy.units_for(deploy.Server(site, dry_run=True), timer=False).items():
             text = text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}")
-            (self.root / "units" / name).write_text(text.replace("--workers 5", "--workers 2"))
+            (self.root / "units" / name).write_text(text)
         self.run("systemctl", "start", "gunicorn.socket", folder=self.root)
 
     def lock(self) -> None:
