@@ -13,6 +13,7 @@ import os
 import socket
 from pathlib import Path
 from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 from gunicorn.instrument.statsd import Statsd
 
@@ -23,6 +24,10 @@ graceful_timeout = 30  # for requests under way at its end; TimeoutStopSec of th
 control_socket_disable = True
 if Path("/dev/shm").is_dir():
     worker_tmp_dir = "/dev/shm"  # for the heartbeats: a slow disk must not get a worker killed
+
+# A page that each worker asks of itself before any user does, so that none waits for what a first
+# request loads: best one that has a template, and does without the database.
+warm_up = "/admin/login/"
 
 # What runs this: the name of a unit, which sets it, or a deployment that proves the release.
 role = os.environ.get("DEPLOY_ROLE", "candidate")
@@ -37,18 +42,30 @@ if notify_socket.startswith("@"):
 
 
 def on_starting(_server: Any) -> None:
-    """Load the URLs before there are workers: no user waits for it, a mistake ends the start."""
+    """Load the URLs before there are workers: a mistake in them ends the start."""
     from django.urls import get_resolver
 
     list(get_resolver().url_patterns)
 
 
 def post_worker_init(worker: Any) -> None:
-    """Tell systemd that all is ready, as the last of the first workers."""
+    """Warm a worker up; the last of the first ones tells systemd that all are ready."""
+    with contextlib.suppress(Exception):  # what is wrong with a page is the health check's business
+        ask_for_page(worker.wsgi)
     if notify_socket and worker.age == worker.cfg.workers:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
             systemd.connect(notify_socket)
             systemd.send(b"READY=1")
+
+
+def ask_for_page(application: Any) -> None:
+    """Have the application answer a first request, which loads what it loads when it needs it."""
+    host = os.environ.get("ALLOWED_HOSTS", "localhost").split(",")[0]
+    environ: dict[str, Any] = {"PATH_INFO": warm_up, "HTTP_HOST": host, "REMOTE_ADDR": "127.0.0.1"}
+    environ["HTTP_X_FORWARDED_PROTO"] = "https"
+    setup_testing_defaults(environ)
+    with contextlib.closing(application(environ, lambda *_: None)) as answer:
+        list(answer)
 
 
 # -- A deployment compares what the old release and the new one answer. Where it says a port, in

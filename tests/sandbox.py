@@ -263,6 +263,7 @@ class Sandbox:
         for name in ("deploy.py", "gunicorn.conf.py"):
             shutil.copy(PROJECT / name, self.author)
         self.edit("gunicorn.conf.py", "workers = 5", "workers = 2")
+        self.edit("gunicorn.conf.py", '"/admin/login/"', '"/"')
         (self.root / "sqlite.py").write_text(SQLITE.format(root=self.root))
         (self.author / "deploy.ini").write_text(
             INI.format(python=self.python, root=self.root, port=self.port)

@@ -32,14 +32,19 @@ from django.core.wsgi import get_wsgi_application
 settings.configure(ROOT_URLCONF="forms.urls", ALLOWED_HOSTS=["*"], SECRET_KEY="none")
 application = get_wsgi_application()
 """
-# Who loaded the URLs, and whose child answers: the same process, when no worker had to.
+# Who loaded the URLs, and whose child answers: the same process, when no worker had to. And whether the worker
+# was warmed up.
 URLS = """\
 import os
 from django.http import HttpResponse
 from django.urls import include, path
-LOADED_BY = os.getpid()
+LOADED_BY, ASKED = os.getpid(), []
+def login(request):
+    ASKED.append(os.getpid())
+    return HttpResponse()
 urlpatterns = [
-    path("", lambda request: HttpResponse(f"{LOADED_BY} {os.getppid()}")),
+    path("", lambda request: HttpResponse(f"{LOADED_BY} {os.getppid()} {ASKED == [os.getpid()]}")),
+    path("admin/login/", login),
     path("more/", include("forms.more")),
 ]
 """
@@ -241,14 +246,14 @@ class ServingTest(GunicornCase):
         self.each(test)
 
     def test_the_candidate(self) -> None:
-        """It has the one worker that its command asks for, whom the URLs are there for, and opens no other way in."""
+        """Its one worker is warm, with the URLs that gunicorn loaded for all; it opens no other way in."""
 
         def test(gunicorn: Gunicorn) -> None:
             command = deploy.RestartSection().candidate[0]
             self.assertEqual(command[0], "gunicorn")
             gunicorn.start(*(word.format(socket=gunicorn.address) for word in command[1:]))
             master = str(gunicorn.process.pid)
-            self.assertEqual(gunicorn.ask(), f"{master} {master}")
+            self.assertEqual(gunicorn.ask(), f"{master} {master} True")
             gunicorn.process.terminate()
             self.assertEqual(gunicorn.process.wait(PATIENCE), 0)
             self.assertEqual(gunicorn.log.read_text().count("Booting worker"), 1)

@@ -203,6 +203,7 @@ class Site(Server):
             self.send(PROJECT / folder, f"{AUTHOR}/{folder}", user="ubuntu")
         for name in ("deploy.py", "gunicorn.conf.py"):
             self.add(name, (PROJECT / name).read_text())
+        self.edit("gunicorn.conf.py", '"/admin/login/"', '"/"')
         self.add("deploy.ini", settings())
         self.lock()
         self.push()
