@@ -25,6 +25,7 @@ from tests.sandbox import DJANGO_OF_PYTHON_311
 PROJECT = Path(deploy.__file__).parent
 VERSIONS = {"20.1": "==20.1.0", "25.0": "==25.0.3", "newest": ""}
 PATIENCE = 30.0  # seconds
+TOOLS = Path()  # the folder of all that is installed
 
 WSGI = """\
 from django.conf import settings
