@@ -390,9 +390,7 @@ class MigrateSection(Step):
 @dataclass(frozen=True)
 class RestartSection(Step):
     candidate: CommandLines = _option(
-        _command_lines,
-        "gunicorn --preload --name candidate --no-control-socket --bind unix:{socket} "
-        "forms.wsgi:application",
+        _command_lines, "gunicorn --workers 1 --name candidate --bind unix:{socket}"
     )
     command: CommandLines = _option(
         _command_lines,

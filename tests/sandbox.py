@@ -262,7 +262,10 @@ class Sandbox:
         )
         for folder in ("systemd", "nginx"):
             shutil.copytree(PROJECT / folder, self.author / folder)
-        shutil.copy(PROJECT / "deploy.py", self.author)
+        for name in ("deploy.py", "gunicorn.conf.py"):
+            shutil.copy(PROJECT / name, self.author)
+        self.edit("gunicorn.conf.py", "workers = 5", "workers = 2")
+        self.edit("gunicorn.conf.py", '"/admin/login/"', '"/"')
         (self.root / "sqlite.py").write_text(SQLITE.format(root=self.root))
         (self.author / "deploy.ini").write_text(
             INI.format(python=self.python, root=self.root, port=self.port)
@@ -285,7 +288,6 @@ class Sandbox:
         site = deploy.Site(self.checkout / "deploy.ini")
         for file in deploy.files_to_place(site, timer=False):
             text = file.text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}")
-            text = text.replace("--workers 5", "--workers 2")
             (self.root / "units" / file.path.name).write_text(text)
         self.systemd = Systemd(self.root / "units")
 

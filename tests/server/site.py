@@ -201,7 +201,9 @@ class Site(Server):
         self.send(PROJECT / "tests/sample", AUTHOR, user="ubuntu", exclude=["__pycache__"])
         for folder in ("systemd", "nginx", "postgresql"):
             self.send(PROJECT / folder, f"{AUTHOR}/{folder}", user="ubuntu")
-        self.add("deploy.py", (PROJECT / "deploy.py").read_text())
+        for name in ("deploy.py", "gunicorn.conf.py"):
+            self.add(name, (PROJECT / name).read_text())
+        self.edit("gunicorn.conf.py", '"/admin/login/"', '"/"')
         self.add("deploy.ini", settings())
         self.lock()
         self.push()

@@ -11,7 +11,7 @@ import unittest
 from pathlib import Path
 
 from tests.sandbox import MIGRATION
-from tests.server.bench import HOST, PROJECT, require
+from tests.server.bench import HOST, PROJECT, Answer, require
 from tests.server.machine import finish, until
 from tests.server.site import (
     CHECKOUT,
@@ -40,6 +40,7 @@ pgrep --uid www-data nginx
 CHECKS = ("health", "gunicorn", "nginx", "postgresql", "redis", "database", "disk")
 STATES: dict[str, list[str]] = {}  # after each stage of the set-up
 SAID: dict[str, str] = {}
+TOO_EARLY: list[Answer] = []  # what visitors were answered before there was a release
 
 
 def setUpModule() -> None:
@@ -65,8 +66,18 @@ def setUpModule() -> None:
         if not command:
             site.await_rest()
         SAID[stage], STATES[stage] = run.text, state(site)
+        if stage == "set-up":
+            visit_too_early(site)
     # from here on the deploying user has no rights but those that the set-up gave it
     site.run(f"rm {FULL_RIGHTS} && gpasswd --delete ubuntu sudo")
+
+
+def visit_too_early(site: Site) -> None:
+    """Ask for pages before there is a release, for as long as a unit would need to start and fail a few times."""
+    begun = time.monotonic()
+    while time.monotonic() < begun + 3:
+        TOO_EARLY.append(site.http(("/", "/admin/login/", "/static/a.css")[len(TOO_EARLY) % 3]))
+    SAID["too early"] = site.run("journalctl --output=cat --unit='gunicorn*'").stdout
 
 
 def deploy_only() -> str:
@@ -107,6 +118,15 @@ class SetupTest(SiteCase):
         """It changes nothing, and says so."""
         self.assertEqual(STATES["second set-up"], STATES["deployment"])
         self.assertIn("nothing to change", SAID["second set-up"])
+
+    def test_visitors_before_the_first_release(self) -> None:
+        """They are told to come back, and the units do not try to start what is not there again and again."""
+        self.assertGreater(len(TOO_EARLY), 5)
+        self.assertEqual({answer.status for answer in TOO_EARLY}, {404, 503})
+        self.assertEqual({*TOO_EARLY[0].all("Retry-After")}, {"10"})
+        self.assertIn("Back in a moment", TOO_EARLY[0].body)
+        self.assertLess(len(SAID["too early"].splitlines()), 50, SAID["too early"])
+        self.assertNotIn("Scheduled restart job", SAID["too early"])
 
     def test_checks(self) -> None:
         """What it has put in place is valid, and there after a reboot."""

@@ -87,6 +87,7 @@ class TakeoverTest(SiteCase):
             run.last,
             "FAILED: .* deploy .*docker compose .*; what it had changed was put back.*; mend",
         )
+        site.await_page()  # the old unit has started before it listens
         self.assertEqual((site.version(), self.state()), ("1", before))
         site.put(f"{CHECKOUT}/docker-compose.yml", compose, user="ubuntu")
         with site.watched("/") as watch:

@@ -1,0 +1,95 @@
+"""How gunicorn serves the project: as the service, as its stand-by, and as a candidate.
+
+gunicorn (20.1 to 27) reads this file by itself in the folder where it starts, and passes over
+names that it does not know, such as `control_socket_disable` before 25.1. What stands in its
+command line goes before this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+from wsgiref.util import setup_testing_defaults
+
+from gunicorn.instrument.statsd import Statsd
+
+wsgi_app = "forms.wsgi:application"
+workers = 5
+preload_app = True  # a release that cannot be imported does not start at all
+graceful_timeout = 30  # for requests under way at its end; TimeoutStopSec of the unit is longer
+control_socket_disable = True
+if Path("/dev/shm").is_dir():
+    worker_tmp_dir = "/dev/shm"  # for the heartbeats: a slow disk must not get a worker killed
+
+# A page that each worker asks of itself before any user does, so that none waits for what a first
+# request loads: best one that has a template, and does without the database.
+warm_up = "/admin/login/"
+
+# What runs this: the name of a unit, which sets it, or a deployment that proves the release.
+role = os.environ.get("DEPLOY_ROLE", "candidate")
+
+
+# -- It is ready when its workers are. gunicorn says so before it forks them, so it is not let;
+# -- a unit that sets no role might not hear a worker (NotifyAccess=all), and hears gunicorn itself.
+
+notify_socket = os.environ.pop("NOTIFY_SOCKET", "") if "DEPLOY_ROLE" in os.environ else ""
+if notify_socket.startswith("@"):
+    notify_socket = "\0" + notify_socket[1:]
+
+
+def on_starting(_server: Any) -> None:
+    """Load the URLs before there are workers: a mistake in them ends the start."""
+    from django.urls import get_resolver
+
+    list(get_resolver().url_patterns)
+
+
+def post_worker_init(worker: Any) -> None:
+    """Warm a worker up; the last of the first ones tells systemd that all are ready."""
+    with contextlib.suppress(Exception):  # what is wrong with a page is the health check's business
+        ask_for_page(worker.wsgi)
+    if notify_socket and worker.age == worker.cfg.workers:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+            systemd.connect(notify_socket)
+            systemd.send(b"READY=1")
+
+
+def ask_for_page(application: Any) -> None:
+    """Have the application answer a first request, which loads what it loads when it needs it."""
+    host = os.environ.get("ALLOWED_HOSTS", "localhost").split(",")[0]
+    environ: dict[str, Any] = {"PATH_INFO": warm_up, "HTTP_HOST": host, "REMOTE_ADDR": "127.0.0.1"}
+    environ["HTTP_X_FORWARDED_PROTO"] = "https"
+    setup_testing_defaults(environ)
+    with contextlib.closing(application(environ, lambda *_: None)) as answer:
+        list(answer)
+
+
+# -- A deployment compares what the old release and the new one answer. Where it says a port, in
+# -- .deploy/statsd, each request is told there: its status and how long it took, by token and role.
+
+
+class Figures(Statsd):
+    """gunicorn's own, which would log a traceback for each request while nobody listens."""
+
+    def _sock_send(self, msg: str) -> None:
+        with contextlib.suppress(OSError):
+            if self.sock:
+                self.sock.send(msg.encode())
+
+
+def statsd_file() -> Path:
+    """The file of the workspace in which this release lies."""
+    if path := os.environ.get("DEPLOY_STATSD"):
+        return Path(path)
+    releases = [each for each in Path(__file__).absolute().parents if each.name == "releases"]
+    return releases[0].with_name("statsd")
+
+
+with contextlib.suppress(OSError, LookupError, TypeError, ValueError):  # then nobody is told
+    told = json.loads(statsd_file().read_text(encoding="utf-8"))
+    host, prefix = f"127.0.0.1:{int(told['port'])}", f"{told['token']}.{role}"
+    statsd_host, statsd_prefix, logger_class = host, prefix, Figures
