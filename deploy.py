@@ -158,7 +158,7 @@ def transaction(
     with (
         contextlib.closing(run),  # when the lock is free, it notifies of how it ended
         site.lock.held(wait, site.journal),
-        site.journal.kept(),
+        contextlib.closing(site.journal),
     ):
         try:
             run.recover()  # a crash is a failure that the next run handles
@@ -1103,10 +1103,10 @@ class Lock:
         descriptor = self.handed_over if self.handed_over >= 0 else os.open(self.path, os.O_RDONLY)
         try:
             # for a moment at least: whoever asks who holds it tries it, too
-            taken = wait_until(lambda: flocked(descriptor), 0.3)
+            taken = wait_until(lambda: _flocked(descriptor), 0.3)
             if wait and not taken:
                 say(f"waiting for the lock: {self.holder(journal)}")
-                taken = wait_until(lambda: flocked(descriptor), wait)
+                taken = wait_until(lambda: _flocked(descriptor), wait)
             if not taken:
                 what = f"another run holds the lock: {self.holder(journal)}"
                 raise Failure(what, "wait for it, or use --wait", LOCKED)
@@ -1123,13 +1123,12 @@ class Lock:
             return ""
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
-            return "" if flocked(descriptor) else journal.who(self.path)
+            return "" if _flocked(descriptor) else journal.who(self.path)
         finally:
             os.close(descriptor)
 
 
-def flocked(descriptor: int) -> bool:
-    """Try to take the flock of an open file."""
+def _flocked(descriptor: int) -> bool:
     with contextlib.suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
@@ -1203,14 +1202,10 @@ class Journal:
         history.record(entry)
         self.end(act)
 
-    @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
+    def close(self) -> None:
         """Leave it in good order; what could not be undone stays, for the next run."""
-        try:
-            yield
-        finally:
-            if not self.begun and not self.stuck:
-                self.path.unlink(missing_ok=True)
+        if not self.begun and not self.stuck:
+            self.path.unlink(missing_ok=True)
 
     def check_done(self) -> None:
         """Failure if something of an earlier run could not be taken back by this one."""
@@ -1400,13 +1395,10 @@ class Releases:
         healthy, live = self.healthy(), self.live_name()
         before = healthy[: healthy.index(live)] if live in healthy else healthy
         of = {each: self.history.last(each).revision for each in (*healthy, live)}
-        if name:
-            what = f"{name} is no release that was healthy and is kept"
-            found = [each for each in healthy if each == name]
-        else:
-            what = "there is no earlier healthy release to go back to"
-            found = [each for each in before if of[each] != of[live]]
-        require(found, what, "history shows what there was")
+        found = [name] if name else [each for each in before if of[each] != of[live]]
+        remedy = "history shows what there was"
+        require(found, "there is no earlier healthy release to go back to", remedy)
+        require(found[-1] in healthy, f"{name} is no release that was healthy and is kept", remedy)
         return self.open(self.folder / found[-1])
 
     def switch(self, current: str, previous: str) -> None:

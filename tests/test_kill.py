@@ -190,7 +190,7 @@ class InTheFastForward(KillTest):
     def test_the_recovery_is_cut_off_too(self) -> None:
         self.cut_off()
         (self.lab.root / "was-blocked").unlink()
-        self.lab.block_git("reset")
+        self.lab.block_git("read-tree")
         process = self.lab.blocked("pull")
         self.lab.kill(process)
         self.lab.kill_all()

@@ -163,13 +163,13 @@ class LockTest(unittest.TestCase):
 
     def test_to_ask_who_holds_it_stands_in_nobodys_way(self) -> None:
         """A `status` that tries the lock at the same moment is no reason for a deployment to give up."""
-        real, tried = deploy.flocked, []
+        real, tried = deploy._flocked, []
 
         def flocked(descriptor: int) -> bool:
             tried.append(descriptor)
             return len(tried) > 1 and real(descriptor)
 
-        with mock.patch.object(deploy, "flocked", flocked), self.held():
+        with mock.patch.object(deploy, "_flocked", flocked), self.held():
             self.assertGreater(len(tried), 1)
 
     def test_it_is_handed_over_to_the_next_version(self) -> None:
@@ -248,7 +248,7 @@ class JournalTest(unittest.TestCase):
 
     def test_it_is_gone_when_all_is_right(self) -> None:
         for begun, there in (([], False), ([{"act": "switch"}], True)):
-            with self.journal.kept():
+            with contextlib.closing(self.journal):
                 self.journal.begun = list(begun)
                 self.journal.save()
             self.assertEqual(self.journal.path.exists(), there)

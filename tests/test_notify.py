@@ -171,7 +171,9 @@ class Occasions(NotifyTest):
 
         def look() -> None:
             lock = os.open(self.lab.checkout / ".git", os.O_RDONLY)
-            free.append(deploy.flocked(lock) and not (self.lab.workspace / "journal.json").exists())
+            free.append(
+                deploy._flocked(lock) and not (self.lab.workspace / "journal.json").exists()
+            )
             os.close(lock)
 
         self.webhook.before = look
