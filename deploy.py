@@ -2370,13 +2370,13 @@ class Run:
         health, releases = self.site.health, self.site.releases
         with shielded():  # what is recorded is not taken back any more
             self.record(result, message)
-            self._attempt(self._remove_what_is_past_its_keep)
+            self.without_failing(self._remove_what_is_past_its_keep)
             if result not in ("live", "restarted"):
                 return
             self.site.journal.stuck.clear()  # whatever it was, a release is live and healthy
             console.label = "deploy"
             if result == "live":
-                self._attempt(say_changes, self, releases.linked(releases.previous))
+                self.without_failing(say_changes, self, releases.linked(releases.previous))
             what = f"{self.release.name} is live{' and healthy' if health else ''}"
             see = f"; see {health.address()}" if health else ""
             say(f"{what}; it took {time.monotonic() - self._began:.1f} s{see}")
@@ -2391,22 +2391,23 @@ class Run:
         if not good:
             failure.status = NEEDS_HUMAN
         result = "interrupted" if isinstance(error, Interrupted) else "failed"
-        self._attempt(self.record, result, failure.message(), failure.live)
+        self.without_failing(self.record, result, failure.message(), failure.live)
         return failure
 
     def close(self) -> None:
         """Notify of what the history has of this run; a log of nothing is not kept."""
         with shielded():
             for entry in self._entries:
-                self._attempt(notify, self.site, entry)
+                self.without_failing(notify, self.site, entry)
         if self._log and not self._entries:
             self._log.unlink(missing_ok=True)
 
     @staticmethod
-    def _attempt(act: Callable[..., object], *arguments: object) -> None:
+    def without_failing(act: Callable[..., object], *arguments: object) -> None:
+        """Act; a failure is said, and no more: what is live does not depend on it."""
         try:
             act(*arguments)
-        except Exception as error:  # noqa: BLE001 - what is live does not depend on it
+        except Exception as error:  # noqa: BLE001 - whatever it was
             log.warning(str(as_failure(error)))
 
     def inputs(self) -> str:
@@ -2442,7 +2443,7 @@ class Run:
     def _remove_what_is_past_its_keep(self) -> None:
         site, keep, backups = self.site, self.site.settings.deploy, self.site.settings.backup.keep
         for folder in site.releases.past_keep(keep.keep_releases):
-            self._attempt(site.git.remove_worktree, folder)
+            self.without_failing(site.git.remove_worktree, folder)
         site.git.ask("worktree", "prune")  # what a release that was removed by hand left there
         left = site.releases.folder.iterdir()
         used = {(each / keep.project / ".venv").resolve() for each in left}
