@@ -24,8 +24,9 @@ Files: this one and deploy.ini beside it, in the git checkout; all that a deploy
 git is told to ignore.
 
 Exit status: 0 done, or nothing to do; 1 failed, and what was live before is live and healthy;
-2 usage; 3 failed, and a human is needed; 75 another deployment holds the lock; 78 a mistake in
-deploy.ini or .env; 128+N ended by signal N, and what was live before still is.
+2 usage; 3 failed, and a human is needed; 75 another deployment holds the lock; 77 deployments are
+frozen; 78 a mistake in deploy.ini or .env; 128+N ended by signal N, and what was live before still
+is.
 
 Contents: signals · the story · errors · settings · .env · log · running commands · lock and
 journal · history and releases · git · health check · database · site · candidate · what changed
@@ -102,6 +103,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import accumulate
 from pathlib import Path
@@ -109,7 +111,7 @@ from typing import IO, Any, TypeVar
 from urllib.parse import quote, quote_plus, unquote
 
 SCRIPT = Path(__file__).resolve()
-OK, FAILED, USAGE, NEEDS_HUMAN, LOCKED, MISTAKE = 0, 1, 2, 3, 75, 78
+OK, FAILED, USAGE, NEEDS_HUMAN, LOCKED, FROZEN, MISTAKE = 0, 1, 2, 3, 75, 77, 78
 T = TypeVar("T")
 
 
@@ -117,12 +119,21 @@ T = TypeVar("T")
 
 
 def deploy(
-    site: Site, revision: str = "", if_changed: bool = False, dry_run: bool = False, wait: float = 0
+    site: Site,
+    revision: str = "",
+    at: str | None = None,
+    if_changed: bool = False,
+    dry_run: bool = False,
+    wait: float = 0,
 ) -> int:
     """Deploy the remote branch, or a revision."""
     if dry_run:
         return preview(site, revision)
+    if if_changed and why_frozen(site):
+        return FROZEN
+    check_thawed(site)
     with transaction(site, "deploy", wait, asked=revision, hidden=if_changed) as run:
+        run.at = at
         if if_changed and not has_changed(run):
             return report_health(run)
         for step in site.settings.deploy.steps:
@@ -132,7 +143,11 @@ def deploy(
 
 
 def rollback(
-    site: Site, release: str = "", reverse_migrations: bool = False, wait: float = 0
+    site: Site,
+    release: str = "",
+    reverse_migrations: bool = False,
+    freeze: bool = True,
+    wait: float = 0,
 ) -> int:
     """Go back to the newest earlier release of another revision, or to the one named."""
     with transaction(site, "rollback", wait) as run:
@@ -141,9 +156,12 @@ def rollback(
             check_health(site, run.release)
             say(f"{run.release.name} is live already")
             return OK
+        bad = site.releases.live_name()
         compare_schemas(run, reverse_migrations)
         run.step("restart")
         run.commit("live")
+    if freeze:
+        freeze_deployments(site, f"rolled back from {bad}")
     return OK
 
 
@@ -398,7 +416,9 @@ class RestartSection(Step):
         "sudo -n systemctl restart gunicorn\n"
         "sudo -n systemctl stop --no-block gunicorn-standby",
     )
-    process: str = _option(str, "gunicorn")
+    process: CommandLines = _option(
+        _command_lines, "systemctl show --property MainPID --value gunicorn"
+    )
     proxy: CommandLines = _option(
         _command_lines, "sudo -n nginx -t\nsudo -n systemctl reload-or-restart nginx"
     )
@@ -1481,6 +1501,10 @@ class Git:
         found = (self.ask(*verify, f"{name}^{{commit}}") for name in names)
         return next(filter(None, found), "")
 
+    def holds(self, revision: str, earlier: str) -> bool:
+        """Whether a revision is another one, or comes after it."""
+        return self.ask("merge-base", "--is-ancestor", earlier, revision) is not None
+
     def subject(self, revision: str) -> str:
         """The first line of a commit's message, or nothing."""
         return (revision and self.ask("log", "-1", "--format=%s", revision)) or ""
@@ -1651,8 +1675,11 @@ class HealthCheck:
 
     def address(self) -> str:
         """Where a browser finds the site: by its public name if it has one."""
-        scheme = self.of.headers.get("X-Forwarded-Proto", "http")
-        return f"{scheme}://{self.host}/" if re.search(r"[A-Za-z-]\.", self.host) else self.of.url
+        if not re.search(r"[A-Za-z-]\.", self.host):
+            return self.of.url
+        with socket.socket() as probe:
+            scheme = "http" if probe.connect_ex(("127.0.0.1", 443)) else "https"
+        return f"{scheme}://{self.host}/"
 
     def wait(
         self, seconds: float, unix: Path | None = None, alive: Callable[[], bool] = lambda: True
@@ -1872,6 +1899,7 @@ class Site:
         self.workspace = (self.root / self.settings.deploy.workspace).resolve()
         self.venvs, self.backups = self.workspace / "venvs", self.workspace / "backups"
         self.logs = self.workspace / "logs"
+        self.frozen = self.workspace / "frozen"  # deployments are refused while it is there
         self.maintenance = self.workspace / "maintenance"  # nginx answers 503 while it is there
         self.candidate_mark = self.workspace / "candidate"  # its processes have it open
         self.candidate_socket = self.workspace / "candidate.sock"
@@ -1990,38 +2018,104 @@ class Site:
         redactor.hide(secrets_in_url(f"{self.settings.pull.remote}\n{remotes}"))
 
 
+def freeze_deployments(site: Site, reason: str, until: str = "") -> int:
+    """Refuse deployments until `thaw`, or until a time in UTC; a rollback still works."""
+    site.prepare()
+    site.frozen.write_text(
+        json.dumps({"by": started_by(), "since": clock(), "until": until, "reason": reason})
+    )
+    say(f"deployments are frozen: {reason}; end it: python3 deploy.py thaw")
+    return OK
+
+
+def thaw_deployments(site: Site) -> int:
+    """Let deployments go on."""
+    site.prepare()
+    site.frozen.unlink(missing_ok=True)
+    say("deployments go on")
+    return OK
+
+
+def why_frozen(site: Site) -> str:
+    """Since when and why deployments are frozen, or nothing."""
+    if not site.frozen.exists():
+        return ""
+    freeze = json.loads(site.frozen.read_text())
+    over = freeze["until"] and freeze["until"] <= clock("%Y-%m-%d %H:%M")
+    return "" if over else "since {since} by {by}: {reason}".format_map(freeze)
+
+
+def check_thawed(site: Site) -> None:
+    """Failure while deployments are frozen."""
+    why = why_frozen(site)
+    require(not why, f"deployments are frozen {why}", "python3 deploy.py thaw ends that", FROZEN)
+
+
+def ask_commands(site: Site, lines: CommandLines, place: Release, timeout: float) -> Answer:
+    """Whether commands end well, and what they wrote, or the last of it and how they ended."""
+    try:
+        return True, site.run(lines, place, timeout, quiet=True)
+    except Failure as error:
+        return False, error.last if isinstance(error, CommandFailed) else error.what
+
+
+def ask_checks(site: Site) -> dict[str, Answer]:
+    """What the [status] checks find, all at once: their last lines, and whether they ended well."""
+    place, section = site.releases.live() or site.checkout, site.settings.status
+    with ThreadPoolExecutor(max(len(section.checks), 1)) as pool:
+        answers = {
+            name: pool.submit(ask_commands, site, lines, place, section.timeout)
+            for name, lines in section.checks.items()
+        }
+    found = {name: answer.result() for name, answer in answers.items()}
+    return {
+        name: (good, said.rpartition("\n")[2] or "it ended with status 0")
+        for name, (good, said) in found.items()
+    }
+
+
 def ask_health(site: Site) -> Answer:
     """Whether the site answers its health check now, and what was seen."""
     return site.health.wait(0) if site.health else (True, "not asked: [health] url is empty")
 
 
 def check_health(site: Site, release: Release) -> None:
-    """Failure unless the site answers its health check, and from this release."""
-    if not site.health:
-        return
-    good, saw = site.health.wait(site.settings.health.deadline)
-    require(good, f"the site is not healthy: {saw}", "mend it and push")
-    program = site.settings.restart.process
-    places = set(servers(site.root, program).values())
-    seen = ", ".join(map(str, sorted(places))) or "no folder that can be seen"
-    require(
-        not program or release.project.resolve() in places,
-        f"{program} runs in {seen}, not in {release.folder}",
-        f"its service must run in {site.releases.current}, as your own user",
-    )
-    say(f"the site answers: {saw}")
+    """Failure unless the site answers its health check, from this release, and all else is well."""
+    if site.health:
+        good, saw = site.health.wait(site.settings.health.deadline)
+        require(good, f"the site is not healthy: {saw}", "mend it and push")
+        say(f"the site answers: {saw}")
+    if process := site.settings.restart.process:
+        number, place = site.run(process, release, 20, quiet=True).strip(), "no folder to be seen"
+        with contextlib.suppress(OSError):
+            place = os.readlink(f"/proc/{number}/cwd")
+        require(
+            place == str(release.project.resolve()),
+            f"the service runs in {place}, not in {release.folder}",
+            f"its unit must run in {site.releases.current}, as your own user",
+        )
+    if _sick(site):
+        pause(2)  # one that was only slow is asked once more
+        bad = _sick(site)
+        require(not bad, f"not all is well: {bad}", "see: python3 deploy.py status")
+
+
+def _sick(site: Site) -> str:
+    """The [status] checks that find something wrong, with what they saw."""
+    return ", ".join(f"{name}: {saw}" for name, (good, saw) in ask_checks(site).items() if not good)
 
 
 def what_is_live(site: Site) -> Answer:
     """Whether all is as it should be, asked for now, and what is live."""
     live, stuck = site.releases.live_name(), ", ".join(act["act"] for act in site.journal.stuck)
     good, saw = ask_health(site)
+    sick = _sick(site) if live and good else ""
     if not live:
         good, what = True, "no release is live yet"
     elif live not in site.releases.healthy():
         good, what = False, f"{live} is live, never was healthy, and nothing was live before it"
-    elif not good:
-        what = f"{live} is live and NOT healthy: {saw}"
+    elif not good or sick:
+        good, what = False, f"{live} is live and NOT healthy: {sick or saw}"
     else:
         what = f"{live} is live{' and healthy' if site.health else ''}"
     if stuck:
@@ -2199,6 +2293,9 @@ class Run:
         self.site, self.command, self.asked = site, command, asked
         self.resumed = site.lock.started  # by the version of this program that this one replaces
         self.started, self._began = self.resumed or clock(STAMP), time.monotonic()
+        self.at: str | None = (
+            None  # the commit of the branch that is to be deployed, instead of its newest
+        )
         self.release, self.revision = site.checkout, ""  # until there is a candidate
         self.migrated: list[Migration] = []
         self.candidate: Candidate | None = None
@@ -2410,7 +2507,28 @@ def _fetch(run: Run) -> str:
         f"there is no revision {run.asked}",
         "name a branch, a tag or a commit that was pushed",
     )
-    return found
+    return _commit_to_deploy(run, run.at, found) if run.at else found
+
+
+def _commit_to_deploy(run: Run, asked: str, head: str) -> str:
+    """The commit of --at: one of the branch, and none that is older than what is live."""
+    git, live = run.site.git, run.site.releases.live()
+    if asked == "ssh":  # with a key that may only deploy, it stands in what was asked for
+        words = re.findall(r"\b[0-9a-f]{40}\b", os.environ.get("SSH_ORIGINAL_COMMAND", ""))
+        asked = " and ".join(sorted(set(words))) or "no commit"
+    commit = git.commit(asked)
+    require(
+        commit and git.holds(head, commit),
+        f"{asked} is not on the branch {run.site.settings.pull.branch}",
+        "push it there, or name the whole hash of a commit that is",
+    )
+    newer = live and live.revision not in ("", commit) and git.holds(live.revision, commit)
+    require(
+        not newer,
+        f"{commit[:7]} is older than what is live",
+        "deploy the newest, or go back: python3 deploy.py rollback",
+    )
+    return commit
 
 
 def _why_not_fetched(run: Run, error: CommandFailed) -> Failure:
@@ -2841,26 +2959,16 @@ def preview(site: Site, asked: str) -> int:
     return OK
 
 
-def _ask(site: Site, lines: CommandLines, place: Release, timeout: float) -> Answer:
-    """Whether commands end well, and what they wrote, or the last of it and how they ended."""
-    try:
-        return True, site.run(lines, place, timeout, quiet=True)
-    except Failure as error:
-        return False, error.last if isinstance(error, CommandFailed) else error.what
-
-
 def _ask_all(site: Site, holder: str) -> dict[str, Answer]:
     """What is asked about the site and all that it needs, each with its answer."""
-    answers = {"health": ask_health(site)}
-    place = site.releases.live() or site.checkout
-    for name, lines in site.settings.status.checks.items():
-        good, said = _ask(site, lines, place, site.settings.status.timeout)
-        answers[name] = good, said.rpartition("\n")[2] or "it ended with status 0"
+    answers = {"health": ask_health(site), **ask_checks(site)}
     free = shutil.disk_usage(site.root).free
     answers["disk"] = free >= ROOM, f"{free / 1e9:.1f} GB free"
     if site.maintenance.exists():
         remedy = "end it: python3 deploy.py maintenance off"
         answers["maintenance"] = False, f"nginx answers 503 to everyone; {remedy}"
+    if why := why_frozen(site):
+        answers["frozen"] = True, f"{why}; end it: python3 deploy.py thaw"
     site.journal.load()
     if site.journal.run and not holder:
         acts = ", ".join(act["act"] for act in site.journal.begun) or "nothing"
@@ -3026,7 +3134,7 @@ def _find_missing(site: Site, bare: Release) -> Iterator[Finding]:
     docker = (("docker", "compose", "version"), ("docker", "ps", "--quiet"))
     tries = (argv for argv in (*docker, *site.settings.restart.sudo("--list")) if argv[0] in there)
     for argv in tries:
-        good, saw = _ask(site, (argv,), bare, 60)
+        good, saw = ask_commands(site, (argv,), bare, 60)
         remedy = f"sudo python3 {SCRIPT} setup, then log in again"
         yield not good, f"`{shlex.join(argv)}` says: {saw}", remedy
     for folder in filter(Path.exists, (site.root, site.workspace)):
@@ -3057,7 +3165,7 @@ def _find_alarms(site: Site) -> list[Finding]:
             "write it there",
         ),
         (
-            last.failed(),
+            last.failed() and last.revision,  # one of a revision that is not there changed nothing
             f"the last deployment, {last.started}: {last.result}, {last.message}",
             "mend it and push",
         ),
@@ -3086,14 +3194,14 @@ def _look_at_certificate(site: Site) -> Finding:
 def _find_advice(site: Site, bare: Release) -> list[Finding]:
     """What a careful operator would mend."""
     live, section = site.releases.live(), site.settings.check
-    passed, saw = _ask(site, section.command, live, section.timeout) if live else (True, "")
+    passed, saw = ask_commands(site, section.command, live, section.timeout) if live else (True, "")
     ages = [time.time() - each.stat().st_mtime for each in site.backups.glob("*.dump")]
     backed_up = not site.settings.backup.command or min(ages, default=math.inf) < 2 * DAY
-    listening = _ask(site, (("ss", "-Hltn"),), bare, 10)[1]
+    listening = ask_commands(site, (("ss", "-Hltn"),), bare, 10)[1]
     outside = r"(?m)^LISTEN +\d+ +\d+ +(?!127\.|\[::ffff:127\.|\[::1\])\S+:(\d+)"
     ports = set(map(int, re.findall(outside, listening)))
     apt = (("apt-config", "dump", "APT::Periodic::Unattended-Upgrade"),)
-    known, updates = _ask(site, apt, bare, 10)
+    known, updates = ask_commands(site, apt, bare, 10)
     return [
         (not passed, f"Django says: {saw}", "see python3 deploy.py manage check --deploy"),
         (
@@ -3405,6 +3513,34 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("revision",),
         {"nargs": "?", "default": "", "help": "a branch, tag or commit (default: [pull] branch)"},
     ),
+    "at": (
+        ("--at",),
+        {
+            "type": matching(r"[0-9a-f]{7,40}|ssh", "the hash of a commit, or ssh", str),
+            "metavar": "COMMIT",
+            "help": "exactly this commit of the branch (ssh: the one in SSH_ORIGINAL_COMMAND)",
+        },
+    ),
+    "freeze": (
+        ("--freeze",),
+        {
+            "action": argparse.BooleanOptionalAction,
+            "default": True,
+            "help": "refuse deployments afterwards, until `thaw`",
+        },
+    ),
+    "reason": (("reason",), {"help": "why, for whoever wants to deploy"}),
+    "until": (
+        ("--until",),
+        {
+            "type": matching(
+                r"(\d{4}-\d\d-\d\d( \d\d:\d\d)?)?", "a time, as in 2026-12-24 18:00", str
+            ),
+            "default": "",
+            "metavar": "TIME",
+            "help": "in UTC, as in '2026-12-24 18:00'",
+        },
+    ),
     "if_changed": (
         ("--if-changed",),
         _flag("do and say nothing unless the branch, .env or the settings changed"),
@@ -3441,11 +3577,13 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "timer": (("--timer",), _flag("deploy what is new every five minutes, too")),
 }
 COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
-    "deploy": (deploy, "revision if_changed dry_run wait"),
-    "rollback": (rollback, "release reverse_migrations wait"),
+    "deploy": (deploy, "revision at if_changed dry_run wait"),
+    "rollback": (rollback, "release reverse_migrations freeze wait"),
     "backup": (back_up, "as_json wait"),
     "restore": (restore_backup, "file yes test wait"),
     "restart": (restart_everything, "wait"),
+    "freeze": (freeze_deployments, "reason until"),
+    "thaw": (thaw_deployments, ""),
     "status": (show_status, "as_json"),
     "history": (show_history, "as_json"),
     "logs": (show_logs, "release follow"),
@@ -3489,7 +3627,7 @@ def parse_arguments(argv: Sequence[str]) -> dict[str, Any]:
 
 def sentence(failure: Failure) -> str:
     """What failed, what is live, and what to do, as one line that is shown whole."""
-    untouched = "nothing was touched" if failure.status in (LOCKED, MISTAKE) else ""
+    untouched = "nothing was touched" if failure.status in (LOCKED, FROZEN, MISTAKE) else ""
     rest = clean("; ".join(filter(None, (failure.live or untouched, failure.remedy))))
     return f"{fit(clean(failure.message()), WIDTH - 20 - len(rest))}; {rest}"
 

@@ -303,7 +303,7 @@ def ours() -> Way:
         "deploy.py",
         site,
         over_ssh(site, call),
-        over_ssh(site, f"{call} rollback"),
+        over_ssh(site, f"{call} rollback --no-freeze"),
         over_ssh(site, f"{call} --if-changed"),
     )
 

@@ -134,6 +134,10 @@ class Systemd:
     def answer(self, client: Connection, verb: str, *names: str) -> None:
         """Do what is asked for; the reply is what went wrong, or None."""
         with client:
+            if verb == "show":  # of all that it could tell, the main process
+                process = self.services[names[-1]].process
+                client.send(process.pid if process else 0)
+                return
             if "--no-block" in names:
                 client.send(None)
             good = self.services[names[-1]].job(verb)

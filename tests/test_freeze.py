@@ -1,0 +1,125 @@
+"""Exactly the commit that was tested, a freeze of deployments, and all that must be well at the end."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from tests.lab import LabTest
+
+
+class AtTest(LabTest):
+    """deploy --at: a commit of the branch, and none that is older than what is live."""
+
+    def test_the_commit_and_no_later_one(self) -> None:
+        tested = self.lab.push({"app": "two"})
+        self.lab.push({"app": "three"})
+        self.assert_deployed(self.lab.deploy("deploy", "--at", tested), "two")
+        self.assertEqual(self.lab.head(), tested)
+        self.lab.tick()
+        self.assert_deployed(self.lab.deploy("--if-changed"), "three")
+
+    def test_it_counts_for_if_changed(self) -> None:
+        tested = self.lab.push({"app": "two"})
+        self.assert_deployed(self.lab.deploy("deploy", "--at", tested[:10]), "two")
+        run = self.lab.deploy("--if-changed")
+        self.assertEqual((run.returncode, run.stdout), (0, ""))
+
+    def test_of_another_branch(self) -> None:
+        self.lab.git("checkout", "--quiet", "-b", "other")
+        other = self.lab.push({"app": "two"})
+        self.lab.git("checkout", "--quiet", "main")
+        with self.nothing_touched():
+            run = self.lab.deploy("deploy", "--at", other)
+        self.assert_sentence(run, 1, (f"{other} is not on the branch main", "live and healthy"))
+
+    def test_older_than_what_is_live(self) -> None:
+        old = self.lab.push({"app": "two"})
+        self.lab.push({"app": "three"})
+        self.assert_deployed(self.lab.deploy(), "three")
+        self.lab.tick()
+        run = self.lab.deploy("deploy", "--at", old)
+        self.assert_sentence(run, 1, (f"{old[:7]} is older than what is live",))
+        self.assert_live("three")
+
+    def test_with_a_key_that_may_only_deploy(self) -> None:
+        tested = self.lab.push({"app": "two"})
+        self.lab.push({"app": "three"})
+        asked = f"export DEPLOY_COMMIT='{tested}'\ncd gforms && python3 deploy.py --at {tested}"
+        run = self.lab.deploy("deploy", "--at", "ssh", SSH_ORIGINAL_COMMAND=asked)
+        self.assert_deployed(run, "two")
+
+    def test_a_key_with_no_commit_or_two(self) -> None:
+        self.lab.push({"app": "two"})
+        head = self.lab.head()
+        for asked in ("", "id; reboot", f"{head} {'0' * 40}"):
+            with self.subTest(asked), self.nothing_touched():
+                run = self.lab.deploy("deploy", "--at", "ssh", SSH_ORIGINAL_COMMAND=asked)
+                self.assert_sentence(run, 1, ("is not on the branch main",))
+
+
+class FreezeTest(LabTest):
+    """A freeze refuses deployments, with a status of its own, until thaw or its time."""
+
+    def test_until_it_is_thawed(self) -> None:
+        self.assert_status(self.lab.deploy("freeze", "the fair is on"), 0)
+        self.lab.push({"app": "two"})
+        with self.nothing_touched():
+            run = self.lab.deploy()
+            quiet = self.lab.deploy("--if-changed")
+        self.assert_sentence(run, 77, ("the fair is on", "nothing was touched", "thaw"))
+        self.assertEqual((quiet.returncode, quiet.stdout), (77, ""))
+        self.assertIn("the fair is on", self.lab.deploy("status").stdout)
+        self.assert_status(self.lab.deploy("thaw"), 0)
+        self.assert_deployed(self.lab.deploy(), "two")
+
+    def test_until_a_time(self) -> None:
+        self.lab.push({"app": "two"})
+        later = time.strftime("%Y-%m-%d %H:%M", time.gmtime(time.time() + 7200))
+        self.lab.deploy("freeze", "a fair", "--until", later)
+        self.assert_status(self.lab.deploy(), 77)
+        self.lab.deploy("freeze", "a fair", "--until", "2026-01-02")
+        self.assert_deployed(self.lab.deploy(), "two")
+
+
+class FreezeAfterRollbackTest(LabTest):
+    deployed = ("one", "two")
+
+    def test_the_next_push_does_not_bring_it_back(self) -> None:
+        run = self.lab.deploy("rollback")
+        self.assert_deployed(run, "one")
+        self.assertRegex(run.stdout, r"deployments are frozen: rolled back from \S+; .* thaw")
+        self.assert_status(self.lab.deploy(), 77)
+
+    def test_unless_it_was_said(self) -> None:
+        self.assert_deployed(self.lab.deploy("rollback", "--no-freeze"), "one")
+        self.lab.tick()
+        self.assert_deployed(self.lab.deploy(), "two")
+
+
+class TruthTest(LabTest):
+    """Exit status 0 means that all that `status` asks is well, from the release's own processes."""
+
+    def test_a_check_that_fails_takes_the_release_back(self) -> None:
+        check = "page: sh -c 'grep --quiet one app'"  # it runs in what is live
+        self.lab.setting("status", "checks", check)
+        self.lab.push({"app": "two"})
+        run = self.lab.deploy()
+        self.assert_failed(run, "not all is well: page: ", "live and healthy")
+
+    def test_what_is_sick_on_the_old_release_too_needs_a_human(self) -> None:
+        self.lab.setting("status", "checks", "page: false")
+        self.lab.push({"app": "two"})
+        run = self.lab.deploy()
+        self.assert_sentence(run, 3, ("not all is well: page: ", "NOT healthy: page: "))
+        self.assert_live("one")
+
+    def test_a_service_that_runs_elsewhere(self) -> None:
+        self.lab.setting("restart", "process", f"echo {os.getpid()}")
+        self.lab.push({"app": "two"})
+        run = self.lab.deploy()
+        self.assert_sentence(run, 3, (f"the service runs in {os.getcwd()}, not in ",))
+
+    def test_a_name_that_is_nothing_is_no_alarm(self) -> None:
+        self.assert_status(self.lab.deploy("deploy", "no-such-branch"), 1)
+        self.assertNotIn("no-such-branch", self.lab.deploy("check", "--quiet").stdout)
