@@ -2637,8 +2637,22 @@ def find_python(site: Site, lock: Path) -> Path:
 
 def start_services(run: Run) -> None:
     """Step 4: database and cache are up; Compose names its project after the checkout."""
-    section = run.site.settings.services
-    run.site.run(section.command, run.site.checkout, section.timeout)
+    site, section, live = run.site, run.site.settings.services, run.site.releases.live()
+    revisions = (live.revision if live else "", run.revision)
+    if live and all(revisions) and site.git.changed(*revisions, "--", "*compose*.y*ml"):
+        site.journal.begin("services", release=live.name)
+    site.run(section.command, site.checkout, section.timeout)
+
+
+def restore_services(site: Site, act: Act) -> str:
+    """Have the services as the live release describes them."""
+    live, section = (
+        site.releases.open(site.releases.folder / act["release"]),
+        site.settings.services,
+    )
+    project = re.sub(r"[^a-z0-9_-]", "", site.root.name.lower())  # as Compose does it
+    site.run(section.command, live.plus({"COMPOSE_PROJECT_NAME": project}), section.timeout)
+    return f"put the services back to what {live.name} describes"
 
 
 def collect_static(run: Run) -> None:
@@ -2915,6 +2929,7 @@ UNDO: dict[str, Callable[[Site, Act], str | None]] = {
     "fast-forward": undo_fast_forward,
     "candidate": end_candidates,
     "partial": remove_partial,
+    "services": restore_services,
     "release": remove_release,
     "migrate": tell_of_migrations,
     "switch": go_back,

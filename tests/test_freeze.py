@@ -123,3 +123,26 @@ class TruthTest(LabTest):
     def test_a_name_that_is_nothing_is_no_alarm(self) -> None:
         self.assert_status(self.lab.deploy("deploy", "no-such-branch"), 1)
         self.assertNotIn("no-such-branch", self.lab.deploy("check", "--quiet").stdout)
+
+
+class ServicesTest(LabTest):
+    """A compose file that cannot start is taken back with the release."""
+
+    def test_the_live_release_has_its_services_again(self) -> None:
+        self.lab.push({"docker-compose.yml": "good"})
+        self.lab.script(
+            "services", 'cp docker-compose.yml "$LAB/running"; grep -q good "$LAB/running"'
+        )
+        self.assert_deployed(self.lab.deploy(), "one")
+        self.lab.tick()
+        self.lab.push({"app": "two", "docker-compose.yml": "broken"})
+        run = self.lab.deploy()
+        self.assert_failed(run, "put the services back to what", "live and healthy")
+        self.assertEqual((self.lab.root / "running").read_text(), "good")
+
+    def test_services_that_the_push_did_not_touch_are_left_alone(self) -> None:
+        self.lab.push({"app": "two"})
+        self.lab.script("services", "exit 1")
+        run = self.lab.deploy()
+        self.assert_failed(run, "`services up` ended with status 1", "live and healthy")
+        self.assertNotIn("put the services back", run.stdout)
