@@ -113,8 +113,8 @@ end) # what earlier acts, or a migration, have left at work in PostgreSQL ends
 	SQL
     ;;
 load) # make DATABASE of the backup on stdin, with all that is set for the live one
-    sh "$0" drop "$other" </dev/null
     sql template1 <<-'SQL'
+	DROP DATABASE IF EXISTS :"other";
 	SELECT concat(
 	    format('CREATE DATABASE %I OWNER %I TEMPLATE template0', :'other', pg_get_userbyid(datdba)),
 	    format(' ENCODING %L LC_COLLATE %L LC_CTYPE %L', pg_encoding_to_char(encoding), datcollate, datctype),
