@@ -1,7 +1,7 @@
 """The database of the booted server, PostgreSQL in its container: migrations, backups and restores while users write.
 
 The application keeps its connections (CONN_MAX_AGE), which is the harder case for a restore: none of them may go on
-with the database that was replaced.
+with the database that was replaced, and nobody who reads may notice that they are closed (CONN_HEALTH_CHECKS).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def setUpModule() -> None:
     site.edit(
         "forms/settings.py",
         '"ENGINE": engine,\n',
-        '"ENGINE": engine,\n        "CONN_MAX_AGE": 600,\n',
+        '"ENGINE": engine,\n        "CONN_MAX_AGE": 600,\n        "CONN_HEALTH_CHECKS": True,\n',
     )
     site.push()
     for command in ("git pull --quiet", SETUP, DEPLOY):
