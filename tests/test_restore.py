@@ -230,11 +230,10 @@ class RestoreCase(unittest.TestCase):
     def await_state(self, what: str, query: str) -> None:
         wait_for(lambda: cluster.sql(query) == "t", what)
 
-    def ours(self) -> str:
-        """Whether anything of the script is at work in PostgreSQL."""
-        return cluster.sql(
-            "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'deploy.py'"
-        )
+    @staticmethod
+    def at_work() -> str:
+        """Whether anybody is connected to the database that is loaded."""
+        return cluster.sql(f"SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = '{OTHER}'")
 
 
 class Acts(RestoreCase):
@@ -344,12 +343,12 @@ class Acts(RestoreCase):
 
     def test_nothing_of_a_client_that_was_killed_goes_on(self) -> None:
         self.kill(self.slow_load())
-        wait_for(lambda: self.ours() == "f", "its statement has ended", 10)
+        wait_for(lambda: self.at_work() == "f", "its statement has ended", 10)
 
     def test_what_is_left_at_work_ends(self) -> None:
         load = self.slow_load()
         self.act("end")
-        self.assertEqual(self.ours(), "f")
+        self.assertEqual(self.at_work(), "f")
         output, _ = load.communicate(timeout=10)
         self.assertIn("terminating connection", output)
         self.assertEqual(self.session().ask("SELECT 1"), "1")
