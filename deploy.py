@@ -475,11 +475,7 @@ class CheckSection:
 
 @dataclass(frozen=True)
 class BackupSection:
-    command: CommandLines = _option(
-        _command_lines,
-        "docker exec -e PGAPPNAME postgresql sh -c "
-        '\'exec pg_dump --format=custom --compress=zstd -U "$POSTGRES_USER" "$POSTGRES_DB"\'',
-    )
+    command: CommandLines = _option(_command_lines, "sh postgresql/restore.sh dump --compress=zstd")
     verify: CommandLines = _option(
         _command_lines, "docker exec -i postgresql pg_restore --file=/dev/null"
     )

@@ -112,6 +112,10 @@ end) # what earlier acts, or a migration, have left at work in PostgreSQL ends
 	WHERE $ours AND application_name = current_setting('application_name') \\g /dev/null
 	SQL
     ;;
+dump) # the live one, to stdout; what follows are options of pg_dump
+    shift
+    run pg_dump --format=custom "$@" "$live"
+    ;;
 load) # make DATABASE of the backup on stdin, with all that is set for the live one
     sql template1 <<-'SQL'
 	DROP DATABASE IF EXISTS :"other";

@@ -159,6 +159,7 @@ class RestoreCase(unittest.TestCase):
         self.dump = cluster.folder / "dump"
         self.drop_all()
         self.addCleanup(self.drop_all)
+        self.dump.touch()
         cluster.sql(f"CREATE DATABASE {self.live} OWNER {self.user} {self.options}")
         self.sql("CREATE TABLE answers AS SELECT 'of the backup' AS text")
         self.make_dump()
@@ -170,8 +171,7 @@ class RestoreCase(unittest.TestCase):
             cluster.command(["dropdb", "--force", "--username=postgres", name])
 
     def make_dump(self) -> None:
-        to = ["--format=custom", f"--file={self.dump}", f"--username={self.user}"]
-        cluster.command(["pg_dump", *to, LIVE])
+        self.act("dump", "--compress=1", f"--file={self.dump}")
 
     def sql(self, *statements: str) -> str:
         """Ask the live database as its owner."""
