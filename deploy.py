@@ -475,11 +475,7 @@ class CheckSection:
 
 @dataclass(frozen=True)
 class BackupSection:
-    command: CommandLines = _option(
-        _command_lines,
-        "docker exec postgresql sh -c "
-        '\'exec pg_dump --format=custom --compress=zstd -U "$POSTGRES_USER" "$POSTGRES_DB"\'',
-    )
+    command: CommandLines = _option(_command_lines, "sh postgresql/restore.sh dump --compress=zstd")
     verify: CommandLines = _option(
         _command_lines, "docker exec -i postgresql pg_restore --file=/dev/null"
     )
@@ -1786,7 +1782,7 @@ class Database:
         until = time.monotonic() + section.timeout
         options = release.environment.get("PGOPTIONS", "")  # only PostgreSQL reads it
         options += f" -c lock_timeout={section.lock_timeout * 1000:.0f}ms"
-        place = release.plus({"PGOPTIONS": options.strip()})
+        place = self._known(release).plus({"PGOPTIONS": options.strip()})
         while True:
             try:
                 if undo:
@@ -1809,7 +1805,7 @@ class Database:
         """Write a backup to a file that is whole, and proven, once it has its name."""
         path = self.site.backups / f"{name}.dump"
         partial = path.with_suffix(".part")
-        _check_room(path.parent)
+        check_room(path.parent)
         with self.site.journal.doing("partial", path=f"backups/{partial.name}"):
             self._dump(partial)
             self.verify(partial)
@@ -1820,7 +1816,7 @@ class Database:
         return path
 
     def _dump(self, partial: Path) -> None:
-        section, place = self.site.settings.backup, self.site.checkout
+        section, place = self.site.settings.backup, self._known(self.site.checkout)
         with open(partial, "wb", opener=owner_only) as file:
             try:
                 self.site.run(section.command, place, section.timeout, quiet=True, stdout=file)
@@ -1853,10 +1849,30 @@ class Database:
 
     def restore(self, act: str, database: str, dump: IO[bytes] | None = None) -> str:
         """Run [restore] command for an act on a database beside the live one; what it wrote."""
-        section, place = self.site.settings.restore, self.site.checkout
+        section, place = self.site.settings.restore, self._known(self.site.checkout)
         return self.site.run(
             section.command, place, section.timeout, True, dump, act=act, database=database
         )
+
+    def _known(self, place: Release) -> Release:
+        return place.plus({"PGAPPNAME": f"deploy.py of {self.site.root}"})
+
+    def end_sessions(self) -> None:
+        """End what commands that were cut off, of whichever run, have left at work in it."""
+        with contextlib.suppress(Failure):
+            self.restore("end", "")
+
+    def check_room_to_load(self, file: Path) -> None:
+        """Failure unless there is room beside the database, for as much as there is in a backup."""
+        said = [int(number) for number in self.restore("room", "").split()]
+        if len(said) == 2:  # it can be seen where the data lies
+            needed, free = max(said[0], 4 * file.stat().st_size), said[1]
+            require(
+                free > needed,
+                f"there is no room to load the backup: {free / 1e6:.0f} MB are free where the "
+                f"database lies, and {needed / 1e6:.0f} are needed",
+                _MAKE_ROOM,
+            )
 
     def count(self, database: str) -> str:
         """How many tables and rows a database has (empty: the live one); Failure if it has none."""
@@ -1869,11 +1885,14 @@ class Database:
 def remove_partial(site: Site, act: Act) -> None:
     """Remove a backup or a virtual environment that was cut off."""
     path = site.workspace / act["path"]
+    if path.parent == site.backups:
+        site.database.end_sessions()
     shutil.rmtree(path, ignore_errors=True)  # it passes over a file
     path.unlink(missing_ok=True)
 
 
-def _check_room(folder: Path) -> None:
+def check_room(folder: Path) -> None:
+    """Failure unless a backup as large as the largest fits in the folder of them."""
     largest = max((each.stat().st_size for each in folder.glob("*.dump")), default=0)
     needed, free = largest * 1.2 + (16 << 20), shutil.disk_usage(folder).free
     require(
@@ -2697,6 +2716,7 @@ def tell_of_migrations(site: Site, act: Act) -> str:
     """Say which migrations were applied; reverse them if [migrate] says so."""
     release = site.releases.open(site.releases.folder / act["release"])
     told, stays = "which migrations were applied is unknown", "the schema stays as it is"
+    site.database.end_sessions()
     try:
         known = site.database.migrations(release)
         done = [each for each in known if each.name in act["planned"] and each.applied]
@@ -2854,9 +2874,12 @@ def restore_backup(
         site.journal.save(step="restore")
         site.database.verify(file)
         say(f"restoring {file} beside the database")
-        act = site.journal.begin("restore", database=f"restore_{run.started.lower()}", frozen=False)
+        site.database.check_room_to_load(file)
+        name, facts = f"restore_{run.started.lower()}", ("frozen", "swapped", "sick")
+        act = site.journal.begin("restore", database=name, **dict.fromkeys(facts, False))
         with open(file, "rb") as dump:
-            site.database.restore("load", act["database"], dump)
+            for told in site.database.restore("load", name, dump).splitlines():
+                say(f"note: {told}")
         holds, before = site.database.count(act["database"]), site.database.count("")
         say(f"the backup holds {holds}; the database {before}")
         if not test:
@@ -2870,21 +2893,27 @@ def restore_backup(
 
 
 def _exchange(run: Run, act: Act) -> None:
-    """Put the restored database in the live one's place, and back if the site is not well."""
+    """Put the restored database in the live one's place; back again if the site is not well."""
     site, database, live = run.site, run.site.database, run.site.releases.live()
+    check_room(site.backups)
     say("from now on the database takes no writes; reads go on")
     act["frozen"] = True
     site.journal.save()
     database.restore("freeze", act["database"])
-    database.back_up(f"{run.started}-restore")
+    saved = database.back_up(f"{run.started}-restore")
+    act["swapped"] = True
+    site.journal.save()
     with shielded():  # what follows takes a moment, and is not left half done
-        database.restore("swap", act["database"])
         try:
+            database.restore("swap", act["database"])
             if live:
                 check_health(site, live)
-        except Failure:
-            database.restore("swap", act["database"])
+        except Failure as error:
+            act["sick"] = True
+            error.add_note(f"the database before it is backed up, too: {saved}")
             raise
+        act["swapped"] = False  # it stays, whatever happens from now on
+        site.journal.save()
     with contextlib.suppress(Failure):
         known = database.migrations(live) if live else []
         if lacking := list_names(each for each in known if not each.applied):
@@ -2892,10 +2921,27 @@ def _exchange(run: Run, act: Act) -> None:
 
 
 def end_restore(site: Site, act: Act) -> None:
-    """Let the database take writes again, and drop the one beside it, restored or old."""
+    """Have a database live that the site is well with, and takes writes; drop the one beside it."""
+    site.database.end_sessions()
+    if act.get("swapped"):
+        if _is_sick(site, act):
+            site.database.restore("back", act["database"])
+        act["swapped"] = False  # what is live now stays, for it takes writes
+        site.journal.save()
     if act["frozen"]:
         site.database.restore("thaw", act["database"])
     site.database.restore("drop", act["database"])
+
+
+def _is_sick(site: Site, act: Act) -> bool:
+    live = site.releases.live()
+    if live and not act["sick"]:
+        try:
+            check_health(site, live)
+        except Failure as failure:
+            say(f"{failure.what} with the restored database; the one before it comes back")
+            return True
+    return bool(act["sick"])
 
 
 def restart_everything(site: Site, wait: float = 0) -> int:

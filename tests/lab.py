@@ -141,9 +141,10 @@ case $1 in
 freeze) touch frozen;;
 load) cat > "database-$2";;
 count) sed "s/$/ 1/" "database${2:+-$2}";;
-swap) ln database database-between; mv "database-$2" database; mv database-between "database-$2";;
+swap) [ ! -e "database-$2" ] || { ln -f database "database-$2_old"; mv "database-$2" database; };;
+back) [ ! -e "database-$2_old" ] || { ln -f database "database-$2"; mv "database-$2_old" database; };;
 thaw) rm -f frozen;;
-drop) rm -f "database-$2";;
+drop) rm -f "database-$2" "database-$2_old";;
 esac
 """
 

@@ -85,12 +85,15 @@ elif act == "count":
     database = sqlite3.connect(beside if other else live)
     for name, in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
         print(name, *database.execute(f'SELECT count(*) FROM "{{name}}"').fetchone())
-elif act == "swap":
-    os.link(live, beside + ".between")
-    os.replace(beside, live)
-    os.replace(beside + ".between", beside)
-elif act == "drop" and os.path.exists(beside):
-    os.unlink(beside)
+elif act in ("swap", "back"):
+    new, saved = (beside, beside + "_old") if act == "swap" else (beside + "_old", beside)
+    if os.path.exists(new):
+        os.link(live, saved)
+        os.replace(new, live)
+elif act == "drop":
+    for path in (beside, beside + "_old"):
+        if os.path.exists(path):
+            os.unlink(path)
 """
 
 MIGRATION = """\

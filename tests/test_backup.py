@@ -152,7 +152,7 @@ class Restore(BackupTest):
         self.assertEqual(saved.read_text(), "app.0001_first")
         self.assertEqual(
             (self.lab.root / "acts").read_text().split(),
-            ["load", "count", "count", "freeze", "swap", "thaw", "drop"],
+            ["room", "load", "count", "count", "freeze", "swap", "end", "thaw", "drop"],
         )
         for said in (
             "takes no writes",
@@ -196,7 +196,8 @@ class Restore(BackupTest):
         run = self.lab.deploy("restore", str(self.backup), "--test")
         self.assert_status(run, 0)
         self.assertEqual(
-            (self.lab.root / "acts").read_text().split(), ["load", "count", "count", "drop"]
+            (self.lab.root / "acts").read_text().split(),
+            ["room", "load", "count", "count", "end", "drop"],
         )
         self.assertEqual((self.state(), self.made()), (("app.0001_first", True, []), []))
         self.assertIn("can be restored; nothing was changed", run.stdout)
@@ -228,12 +229,96 @@ class Restore(BackupTest):
         self.lab.first("database", '[ "$1 ${2:+other}" != "count other" ] || exit 0')
         self.assert_not_restored("the backup holds no table")
 
+    def sick_with_it(self, line: str = "") -> None:
+        """The site is not healthy while the restored database is live; a line more of `database`."""
+        asked = 'cd "$LAB"; [ "$(cat database)" = app.0001_first ]'
+        self.lab.first("database", f"trap '{asked} && rm -f sick || echo one > sick' EXIT\n{line}")
+
     def test_a_site_that_is_not_healthy_with_it(self) -> None:
-        self.lab.first(
-            "database",
-            'if [ "$1" = swap ]; then rm "$LAB/sick" 2>/dev/null || echo one > "$LAB/sick"; fi',
+        self.sick_with_it()
+        self.assert_not_restored(
+            "the site is not healthy: 500",
+            "the database before it is backed up, too: ",
+            "-restore.dump",
         )
-        self.assert_not_restored("the site is not healthy: 500")
+
+    def test_the_good_one_is_never_dropped_while_the_restored_one_cannot_be_taken_back(
+        self,
+    ) -> None:
+        self.sick_with_it('[ "$1" != back ] || [ ! -e "$LAB/broken" ] || exit 5')
+        broken = self.lab.root / "broken"
+        broken.touch()
+        for command in (("restore", str(self.backup), "--yes"), ("backup",)):
+            self.lab.tick()
+            run = self.lab.deploy(*command)
+            self.assertEqual(run.returncode, 3, run.stdout)
+            _, writes, beside = self.state()
+            (old,) = beside
+            self.assertEqual(((self.lab.root / old).read_text(), writes), ("app.0001_first", False))
+        broken.unlink()
+        self.lab.tick()
+        self.assert_status(self.lab.deploy("backup"), 0)
+        self.assertEqual(self.state(), ("app.0001_first", True, []))
+
+    def test_killed_while_the_site_is_asked_for_its_health_with_the_restored_one(self) -> None:
+        self.sick_with_it()
+        self.lab.setting("health", "deadline", "5")
+        process = self.lab.start("restore", str(self.backup), "--yes")
+        wait_for(lambda: (self.lab.root / "sick").exists(), "it is swapped")
+        self.lab.kill(process)
+        wait_for(lambda: not self.lab.running(), "its command has ended")
+        self.lab.tick()
+        run = self.lab.deploy("backup")
+        self.assert_status(run, 0)
+        self.assertIn("not healthy: 500", run.stdout)
+        self.assertIn("the one before it comes back", run.stdout)
+        self.assertEqual(self.state(), ("app.0001_first", True, []))
+
+    def test_what_was_cut_off_is_bad_in_the_status(self) -> None:
+        self.lab.first("database", '[ "$1" != freeze ] || { touch frozen; block database; }')
+        process = self.lab.blocked("database", "restore", str(self.backup), "--yes")
+        self.lab.kill(process)
+        self.lab.unblock("database")
+        wait_for(lambda: not self.lab.running(), "its command has ended")
+        run = self.lab.deploy("status")
+        self.assertEqual(run.returncode, 1, run.stdout)
+        self.assertRegex(run.stdout, "unfinished .*restore was cut off.*the next run puts it right")
+
+    def test_no_room_to_load_it(self) -> None:
+        self.lab.first("database", '[ "$1" != room ] || { echo 3000000 2000000; exit; }')
+        self.assert_not_restored(
+            "there is no room to load the backup: 2 MB are free where the database lies, and 3 "
+        )
+        self.assertEqual(self.made(), [])
+        self.lab.first("database", '[ "$1" != room ] || { echo 3000000 4000000; exit; }')
+        self.assert_status(self.lab.deploy("restore", str(self.backup), "--test"), 0)
+
+    def test_no_room_for_the_backup_of_the_present_state(self) -> None:
+        last = self.backups / "29990101T000000Z.dump"
+        last.touch()
+        os.truncate(last, 1 << 42)
+        self.lab.first("database", 'echo "$1" >> "$LAB/acts"')
+        self.assert_not_restored("there is no room for a backup")
+        self.assertNotIn("freeze", (self.lab.root / "acts").read_text())
+
+    def test_what_cannot_be_set_for_it_is_told(self) -> None:
+        self.lab.first("database", '[ "$1" != load ] || echo permission denied')
+        run = self.lab.deploy("restore", str(self.backup), "--test")
+        self.assertIn("note: permission denied", run.stdout)
+
+    def test_what_a_cut_off_left_at_work_is_ended(self) -> None:
+        self.lab.first("database", 'echo "$1 $PGAPPNAME" >> "$LAB/acts"')
+        self.lab.script("dump", 'echo "dump $PGAPPNAME" >> "$LAB/acts"; exit 1')
+        self.lab.deploy("backup")
+        known = f"deploy.py of {self.lab.checkout}"
+        acts = (self.lab.root / "acts").read_text()
+        self.assertEqual(acts, f"dump {known}\nend {known}\n")
+        self.lab.script("dump", 'cat "$LAB/database"')
+        self.lab.script("during-migrate", 'echo "migrate $PGAPPNAME" >> "$LAB/acts"; exit 1')
+        self.lab.push({"app": "two", "migrations": "app.0001_first\napp.0002_good\n"})
+        self.assert_failed(self.lab.deploy(), "not applied: app.0002_good")
+        acts = (self.lab.root / "acts").read_text().removeprefix(acts)
+        self.assertEqual(acts, f"migrate {known}\nend {known}\n")
 
     def test_writes_that_cannot_be_taken_again_need_a_human_or_another_run(self) -> None:
         self.lab.script("dump", "exit 1")

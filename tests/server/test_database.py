@@ -1,7 +1,7 @@
 """The database of the booted server, PostgreSQL in its container: migrations, backups and restores while users write.
 
 The application keeps its connections (CONN_MAX_AGE), which is the harder case for a restore: none of them may go on
-with the database that was replaced.
+with the database that was replaced, and nobody who reads may notice that they are closed (CONN_HEALTH_CHECKS).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LIVE = "gforms-db"
 PG_DUMP = f"docker exec postgresql pg_dump -Fc -U postgres {LIVE}"
 LOADS = "select count(*) > 0 from pg_database where datname ~ '^restore_2'"
 IDLE = "select count(*) > 0 from pg_stat_activity where state = 'idle in transaction'"
-WAITING = "select count(*) > 0 from pg_stat_activity where wait_event_type = 'Lock' and application_name = 'pg_dump'"
+WAITING = "select count(*) > 0 from pg_stat_activity where wait_event_type = 'Lock' and application_name ~ '^deploy.py of '"
 # Answers to a form, one after the other, as a browser sends them; writes the text of each that was accepted.
 WRITER = """
 import http.client, sys, threading
@@ -60,7 +60,7 @@ def setUpModule() -> None:
     site.edit(
         "forms/settings.py",
         '"ENGINE": engine,\n',
-        '"ENGINE": engine,\n        "CONN_MAX_AGE": 600,\n',
+        '"ENGINE": engine,\n        "CONN_MAX_AGE": 600,\n        "CONN_HEALTH_CHECKS": True,\n',
     )
     site.push()
     for command in ("git pull --quiet", SETUP, DEPLOY):
@@ -409,6 +409,7 @@ class KillTest(DatabaseCase):
         saved, live = set(re.findall(rf"{self.name}-\d+", before)), self.rows()
         self.assertEqual(writer.accepted - saved - live, set())
         self.assertTrue(writer.accepted - saved and writer.accepted - live)
+        self.assertEqual(watch.lost, [])
         record(
             f"{self.name}: {len(writer.accepted)} rows accepted, none lost, longest pause {writer.gap:.1f} s; "
             f"{len(watch.lost)} of {len(watch.samples)} readers were not answered"
