@@ -74,6 +74,7 @@ def setUpModule() -> None:
 
 def visit_too_early(site: Site) -> None:
     """Ask for pages before there is a release, for as long as a unit would need to start and fail a few times."""
+    until("nginx has left its own page", 20, lambda: site.http("/").status != 200)
     begun = time.monotonic()
     while time.monotonic() < begun + 3:
         TOO_EARLY.append(site.http(("/", "/admin/login/", "/static/a.css")[len(TOO_EARLY) % 3]))
@@ -255,7 +256,7 @@ class LoadTest(SiteCase):
         self.assertIn("to be applied: formsApp.0002_form_open\n", watch.run.text)
         self.assertNotIn("nothing to install", watch.run.text)
         with self.under_load("rollback", "/", "/late/", "/ping/") as watch:
-            watch.run = site.operate("python3 deploy.py rollback")
+            watch.run = site.operate("python3 deploy.py rollback --no-freeze")
         self.assert_live(watch.run, old)
         self.assert_met(watch, new, old)
 
