@@ -107,10 +107,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NoReturn, TypeVar
 from urllib.parse import quote, quote_plus, unquote
 
-SCRIPT = Path(__file__).resolve()
+SCRIPT, VERSION = Path(__file__).resolve(), "2.0"
 OK, FAILED, USAGE, NEEDS_HUMAN, LOCKED, FROZEN, MISTAKE = 0, 1, 2, 3, 75, 77, 78
 T = TypeVar("T")
 
@@ -149,7 +149,7 @@ def rollback(
     freeze: bool = True,
     wait: float = 0,
 ) -> int:
-    """Go back to the newest earlier release of another revision, or to the one named."""
+    """Go back to the newest earlier revision, or to the release named."""
     with transaction(site, "rollback", wait) as run:
         run.work_on(site.releases.to_go_back_to(release))
         if run.release.name == site.releases.live_name():
@@ -2038,7 +2038,7 @@ class Site:
 
 
 def freeze_deployments(site: Site, reason: str, until: str = "") -> int:
-    """Refuse deployments until `thaw`, or until a time in UTC; a rollback still works."""
+    """Refuse deployments until `thaw` or a time; rollback still works."""
     site.prepare()
     site.frozen.write_text(
         json.dumps({"by": started_by(), "since": clock(), "until": until, "reason": reason})
@@ -2859,7 +2859,7 @@ def back_up(site: Site, as_json: bool = False, wait: float = 0) -> int:
 def restore_backup(
     site: Site, file: Path, yes: bool = False, test: bool = False, wait: float = 0
 ) -> int:
-    """Put a backup in the place of the database, after a backup of that."""
+    """Put a backup in the place of the database, which is backed up."""
     file = file.absolute()
     require(file.is_file(), f"there is no file {file}", f"name one of those in {site.backups}")
     require(
@@ -2945,7 +2945,7 @@ def _is_sick(site: Site, act: Act) -> bool:
 
 
 def restart_everything(site: Site, wait: float = 0) -> int:
-    """Restart everything: the services, gunicorn behind its stand-by, nginx."""
+    """Restart everything: services, gunicorn, nginx."""
     with transaction(site, "restart", wait) as run:
         live = site.releases.live()
         if not live:
@@ -3040,7 +3040,7 @@ def _ask_all(site: Site, holder: str) -> dict[str, Answer]:
 
 
 def show_status(site: Site, as_json: bool = False) -> int:
-    """What is live, since when, whether it and all that it needs is well, who holds the lock."""
+    """What is live, and whether it and all that it needs is well."""
     live, holder = site.releases.live_name(), site.lock.holder(site.journal)
     entry, answers = site.history.last(live or "-"), _ask_all(site, holder)
     healthy = live != "" and all(good for good, _ in answers.values())
@@ -3062,7 +3062,7 @@ def show_status(site: Site, as_json: bool = False) -> int:
 
 
 def show_history(site: Site, as_json: bool = False) -> int:
-    """The deployments, newest last, with the time that each step took."""
+    """The runs, newest last, with the time that each step took."""
     for entry in site.history.entries():
         console.show(json.dumps(asdict(entry)) if as_json else _row(entry))
     return OK
@@ -3094,7 +3094,7 @@ def _bar(steps: Mapping[str, float], width: int) -> str:
 
 
 def show_logs(site: Site, release: str = "", follow: bool = False) -> int:
-    """The log of a deployment, the newest by default; with -f what is still written to it."""
+    """The log of a run, by default the newest."""
     started = release.split("-")[0]
     found = [each for each in site.logs.glob("*.log") if each.name.startswith(started)]
     require(found, "there is no such log", "history shows the deployments that there were")
@@ -3110,7 +3110,7 @@ def show_logs(site: Site, release: str = "", follow: bool = False) -> int:
 
 
 def maintenance(site: Site, state: str) -> int:
-    """Have nginx answer 503 to everyone (on), or let users in again (off)."""
+    """Have nginx answer 503 to everyone, or let users in again."""
     site.prepare()
     if state == "on":
         site.maintenance.touch()
@@ -3131,7 +3131,7 @@ def run_manage(site: Site, arguments: Sequence[str]) -> int:
 
 
 def check_server(site: Site, quiet: bool = False) -> int:
-    """Is this server ready to deploy, and is all well? All at once, with remedies; 0 if so."""
+    """Is this server ready to deploy, and is all well? With remedies."""
     bare = Release(site.root, "", site.root, site.base)  # the checkout, whatever is in its .env
     problems = _worded("problem", _find_problems(site, bare))
     advice: list[str] = []
@@ -3528,7 +3528,7 @@ def _set_up(server: Server, timer: bool) -> None:
 
 
 def setup(site: Site, dry_run: bool = False, timer: bool = False) -> int:
-    """As root: put in place what a server needs before its first deployment; safe to run again."""
+    """As root: put in place what a server needs; safe to run again."""
     console.label, root, again = "setup", site.root, f"sudo python3 {SCRIPT} setup"
     require(not os.geteuid(), "only root may set a server up", again, MISTAKE)
     require(
@@ -3568,6 +3568,7 @@ def _flag(help_text: str) -> dict[str, Any]:
     return {"action": "store_true", "help": help_text}
 
 
+OWN_OPTIONS = ("-h", "--help", "--version")  # of no command
 # The arguments of all commands, under the names that the commands have for them.
 ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "revision": (
@@ -3655,12 +3656,25 @@ COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's own, which names what was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, with the nearest command or option, and exit with status 2."""
+        wrong = re.search(r"(?:invalid choice: '|unrecognized arguments: )-*([^' ]+)", message)
+        flags = [flag for names, _ in ARGUMENTS.values() for flag in names if flag[:2] == "--"]
+        known = {name.lstrip("-"): name for name in (*flags, *COMMANDS)}
+        close = difflib.get_close_matches(wrong[1], known, n=1) if wrong else []
+        super().error(message + "".join(f"; did you mean {known[each]}?" for each in close))
+
+
 def parse_arguments(argv: Sequence[str]) -> dict[str, Any]:
     """The command line as `config`, `command` and its arguments; by default it is `deploy`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="deploy.py",
         description="Deploy a Django project on the one server that it runs on.",
         epilog="Without a command: deploy. Each command has its own --help.",
+        formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=18),
     )
     parser.add_argument(
         "-c",
@@ -3670,6 +3684,7 @@ def parse_arguments(argv: Sequence[str]) -> dict[str, Any]:
         metavar="FILE",
         help="the settings file (default: deploy.ini beside deploy.py)",
     )
+    parser.add_argument("--version", action="version", version=f"deploy.py {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (function, arguments) in COMMANDS.items():
         added = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
@@ -3681,7 +3696,7 @@ def parse_arguments(argv: Sequence[str]) -> dict[str, Any]:
     while at < len(argv) and argv[at].startswith(("-c", "--config")):
         at += 2 if argv[at] in ("-c", "--config") else 1
     words = [*argv]
-    if words[at:] and words[at].startswith("-") and words[at] not in ("-h", "--help"):
+    if words[at:] and words[at].startswith("-") and words[at] not in OWN_OPTIONS:
         words.insert(at, "deploy")  # so that `deploy.py --wait 60` is understood
     return vars(parser.parse_args(words))
 

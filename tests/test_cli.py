@@ -33,6 +33,39 @@ class ParseTest(unittest.TestCase):
         found = self.parse(*argv.split())
         self.assertEqual({key: found.get(key) for key in wanted}, wanted, argv)
 
+    def refused(self, argv: str) -> str:
+        """What is said of a command line that is a mistake."""
+        with (
+            contextlib.redirect_stderr(io.StringIO()) as said,
+            self.assertRaises(SystemExit) as end,
+        ):
+            deploy.parse_arguments(argv.split())
+        self.assertEqual(end.exception.code, 2)
+        return said.getvalue().strip()
+
+    def test_a_slip_is_told_with_what_was_meant(self) -> None:
+        for argv, meant in (
+            ("--rollback", "rollback"),
+            ("rolback", "rollback"),
+            ("stauts --json", "status"),
+            ("deploy --weit 5", "--wait"),
+            ("restore a.dump --jes", "--yes"),
+        ):
+            with self.subTest(argv):
+                self.assertTrue(self.refused(argv).endswith(f"; did you mean {meant}?"))
+        self.assertNotIn("did you mean", self.refused("xyzzy"))
+
+    def test_help_fits_a_screen(self) -> None:
+        for command in ("", *deploy.COMMANDS):
+            with (
+                self.subTest(command),
+                contextlib.redirect_stdout(io.StringIO()) as said,
+                self.assertRaises(SystemExit) as end,
+            ):
+                deploy.parse_arguments([*command.split(), "--help"])
+            self.assertEqual(end.exception.code, 0)
+            self.assertLessEqual(len(said.getvalue().splitlines()), 32)
+
     def test_without_a_command_it_is_deploy(self) -> None:
         self.assertEqual(self.parse(), {"command": "deploy", "config": DEFAULT})
         defaults = {"revision": "", "if_changed": False, "dry_run": False, "wait": 0}
