@@ -64,7 +64,7 @@ class ParseTest(unittest.TestCase):
             ):
                 deploy.parse_arguments([*command.split(), "--help"])
             self.assertEqual(end.exception.code, 0)
-            self.assertLessEqual(len(said.getvalue().splitlines()), 32)
+            self.assertLessEqual(len(said.getvalue().splitlines()), 34)
 
     def test_without_a_command_it_is_deploy(self) -> None:
         self.assertEqual(self.parse(), {"command": "deploy", "config": DEFAULT})
