@@ -2945,15 +2945,16 @@ def _is_sick(site: Site, act: Act) -> bool:
 
 
 def restart_everything(site: Site, wait: float = 0) -> int:
-    """Restart everything: services, gunicorn, nginx."""
+    """Restart everything: services, nginx, gunicorn."""
     with transaction(site, "restart", wait) as run:
         live = site.releases.live()
         if not live:
             raise Failure("nothing is live yet", "deploy first: python3 deploy.py")
         run.work_on(live)
         run.step("services")
-        run.step("restart")
+        console.label = "restart"
         site.run(site.settings.restart.proxy, live, site.settings.restart.timeout)
+        run.step("restart")  # last: it ends with a look whether all is well
         run.commit("restarted")
     return OK
 

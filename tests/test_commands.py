@@ -110,7 +110,7 @@ class Restart(LabTest):
         self.assert_status(self.lab.deploy("restart"), 0)
         self.assert_live("one")
         self.assertEqual(
-            (self.lab.root / "order").read_text().split(), ["services", "restart", "proxy"]
+            (self.lab.root / "order").read_text().split(), ["services", "proxy", "restart"]
         )
         self.assertEqual((self.lab.linked("current"), self.lab.linked("previous")), (release, ""))
         self.assertEqual(self.lab.results(), ["live", "restarted"])
@@ -125,7 +125,7 @@ class Restart(LabTest):
         (self.lab.workspace / "current" / "boot").write_text("broken")
         run = self.lab.deploy("restart")
         self.assert_failed(run, "restart", "the candidate was not proven")
-        self.assertEqual((self.lab.root / "order").read_text().split(), ["services"])
+        self.assertEqual((self.lab.root / "order").read_text().split(), ["services", "proxy"])
 
     def test_nginx_with_a_mistake_in_its_files(self) -> None:
         self.lab.script("proxy", "echo nginx: unknown directive; exit 1")
