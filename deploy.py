@@ -28,10 +28,10 @@ Exit status: 0 done, or nothing to do; 1 failed, and what was live before is liv
 frozen; 78 a mistake in deploy.ini or .env; 128+N ended by signal N, and what was live before still
 is.
 
-Contents: signals · the story · errors · settings · .env · log · running commands · lock and
-journal · history and releases · git · health check · database · site · candidate · what changed
-· notifications · the run · the steps · rolling back · backup and restore · the tables · looking
-· set-up · command line
+Contents: signals · the story · errors · settings · .env · log · running commands · lock and journal
+· history and releases · git · health check · the project's Django · database · site · candidate ·
+what changed · notifications · the run · the steps · rolling back · backup and restore · the tables
+· looking · set-up · command line
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypeVar
 from urllib.parse import quote, quote_plus, unquote
@@ -339,6 +339,9 @@ _duration = matching(
 )
 
 
+_yes_or_no = matching("yes|no", "yes or no", lambda text: text == "yes")
+
+
 def _option(kind: Kind[T], default: str) -> T:
     """A key of deploy.ini: its kind, and its default as the shipped file shows it."""
     return field(default_factory=lambda: kind(default), metadata={"kind": kind, "default": default})
@@ -399,9 +402,9 @@ class MigrateSection(Step):
     shell: CommandLines = _option(_command_lines, "python manage.py shell --verbosity 0")
     command: CommandLines = _option(_command_lines, "python manage.py migrate --noinput")
     lock_timeout: float = _option(_duration, "2")
-    reverse_on_failure: bool = _option(
-        matching("yes|no", "yes or no", lambda text: text == "yes"), "no"
-    )
+    incompatible: str = _option(matching("tell|refuse", "tell or refuse", str), "tell")
+    rehearse: bool = _option(_yes_or_no, "no")
+    reverse_on_failure: bool = _option(_yes_or_no, "no")
     timeout: float = _option(_duration, "3600")
 
 
@@ -1690,49 +1693,256 @@ class HealthCheck:
             rest = min(rest * 2, 3.0)
 
 
-# --------------------------------------------------------------------------------------- database
+# --------------------------------------------------------------------------- the project's Django
 
-_LOCK_TIMEOUT = re.compile(r"LockNotAvailable|lock (wait )?timeout", re.IGNORECASE)
-_MAKE_ROOM = "make room, as df -h shows where, then try again"
+# These functions run in the project's own Django and on its Python, which get their source on the
+# stdin of `manage.py shell`: each imports what it needs of Django.
 
 
-def migrations_in_django(undo: list[str]) -> None:
-    """Run in a project's `manage.py shell`: list its migrations, or reverse those to undo."""
+def list_migrations(keeps_defaults: bool) -> None:
+    """Print every migration that the project knows, and what its database is, as JSON."""
     import json
 
     from django.core.management import call_command
     from django.db import connection
-    from django.db.migrations import DeleteModel, RemoveField
+    from django.db.migrations.state import ProjectState
+
+    # it refuses what Django's checks find, migrations in conflict, and an inconsistent history
+    call_command("migrate", plan=True, skip_checks=False)
+    executor, known = _read_migrations()
+    live, found = ProjectState(real_apps=executor.loader.unmigrated_apps), []
+    for each in (each for each, applied in known if applied):
+        each.mutate_state(live, preserve=False)
+    kept = keeps_defaults and connection.vendor == "postgresql"
+    for each, applied in known:
+        conflicts = _find_conflicts(each.operations, each.app_label, live, kept)
+        facts = {
+            "name": str(each),
+            "applied": applied,
+            "reversible": all(one.reversible for one in each.operations),
+            "atomic": each.atomic,
+            "replaces": [".".join(name) for name in each.replaces],
+            "incompatible": [] if applied else list(conflicts),
+        }
+        found.append(facts)
+    print(json.dumps({"migrations": found, **_describe_database()}))
+
+
+def _read_migrations() -> tuple[Any, list[tuple[Any, bool]]]:
+    """Django's executor, and every migration in its order, with whether it is applied."""
+    from django.db import connection
     from django.db.migrations.executor import MigrationExecutor
 
     executor = MigrationExecutor(connection, print)
-    plan = executor.migration_plan(executor.loader.graph.leaf_nodes(), clean_start=True)
-    applied = executor.loader.applied_migrations
-    known = [(each, (each.app_label, each.name) in applied) for each, _ in plan]
-    if undo:
-        done = [each for each, is_applied in reversed(known) if is_applied and str(each) in undo]
-        executor.migrate(None, [(each, True) for each in done])
-        return
-    # it refuses what Django's checks find, migrations in conflict, and an inconsistent history
-    call_command("migrate", plan=True, skip_checks=False)
-    found = [
-        {
-            "name": str(each),
-            "applied": is_applied,
-            "reversible": all(one.reversible for one in each.operations),
-            "removes": [
-                one.describe()
-                for one in each.operations
-                if isinstance(one, (DeleteModel, RemoveField))
-            ],
-        }
-        for each, is_applied in known
-    ]
-    print(json.dumps(found))
+    loader = executor.loader
+    plan = executor.migration_plan(loader.graph.leaf_nodes(), clean_start=True)
+    applied = loader.applied_migrations
+    return executor, [(each, (each.app_label, each.name) in applied) for each, _ in plan]
+
+
+def _find_conflicts(operations: Any, app: str, live: Any, keeps_defaults: bool) -> Iterator[str]:
+    """The operations after which a release with this state of its models cannot go on."""
+    from django.db import migrations
+
+    for one in operations:
+        if isinstance(one, migrations.SeparateDatabaseAndState):
+            yield from _find_conflicts(one.database_operations, app, live, keeps_defaults)
+        if isinstance(one, migrations.RunSQL) and one.sql:
+            yield f"{one.describe()}, which may be anything"
+        name = getattr(one, "model_name", "") or getattr(one, "name", "")
+        model = live.models.get((app, name.lower()))  # what it does not know, it cannot miss
+        if model and model.options.get("managed", True) and not model.options.get("proxy"):
+            yield from _judge_operation(one, model.fields, keeps_defaults)
+
+
+def _judge_operation(one: Any, fields: Any, keeps_defaults: bool) -> list[str]:
+    """Why a release that knows these fields of a model cannot go on after an operation on it."""
+    from django.db import migrations
+
+    old: Any = fields.get(getattr(one, "name", ""))
+    new: Any = getattr(one, "field", None)
+    both = old is not None and new is not None
+    rules = (
+        (migrations.DeleteModel, True, ""),
+        (migrations.RenameModel, True, ""),
+        (migrations.AlterModelTable, True, ""),
+        (migrations.AddConstraint, True, ""),
+        (migrations.RemoveField, old, ""),
+        (migrations.RenameField, old, ""),
+        (migrations.AlterField, both and old.null and not new.null, ", which must not be NULL"),
+        (migrations.AlterField, both and new.unique and not old.unique, ", which must be unique"),
+        (migrations.AddField, new and _needs_value(new, keeps_defaults), ", which needs a value"),
+    )
+    return [one.describe() + why for kind, holds, why in rules if holds and isinstance(one, kind)]
+
+
+def _needs_value(field: Any, keeps_defaults: bool) -> bool:
+    """Whether a row cannot be inserted without naming this field."""
+    if field.null or field.many_to_many or _has_database_default(field):
+        return False
+    auto = getattr(field, "auto_now", False) or getattr(field, "auto_now_add", False)
+    filled = field.has_default() or auto or (field.blank and field.empty_strings_allowed)
+    return field.unique or not (filled and keeps_defaults)
+
+
+def _has_database_default(field: Any) -> bool:
+    """Whether the project itself has the database fill a field in."""
+    from django.db.models import NOT_PROVIDED
+
+    default = getattr(field, "db_default", NOT_PROVIDED)  # from Django 5.0 on
+    return default is not NOT_PROVIDED or getattr(field, "generated", False)
+
+
+def _describe_database() -> dict[str, Any]:
+    """What there is to know of the database, and the aliases of others that have migrations."""
+    from django.apps import apps
+    from django.db import connection, connections, router
+
+    identity, lock_timeout, invalid = "", "", []
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT format('%s %s', extract(epoch FROM pg_postmaster_start_time()), oid),"
+                " current_setting('lock_timeout')"
+                " FROM pg_database WHERE datname = current_database()"
+            )
+            identity, lock_timeout = cursor.fetchone()
+            cursor.execute(
+                "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid AND"
+                " indexrelid NOT IN (SELECT index_relid FROM pg_stat_progress_create_index)"
+            )
+            invalid = [name for (name,) in cursor.fetchall()]
+    return {
+        "vendor": connection.vendor,
+        "identity": identity,
+        "lock_timeout": lock_timeout,
+        "invalid": invalid,
+        "others": [
+            each
+            for each in connections
+            if each != connection.alias
+            and not connections[each].settings_dict["TEST"]["MIRROR"]
+            and any(router.allow_migrate_model(each, model) for model in apps.get_models())
+        ],
+    }
+
+
+def _guard_schema_editor(lock_timeout: int) -> None:
+    """Have no transaction wait longer for a lock, and have added columns keep their defaults."""
+    from django.db import connection
+
+    editor = connection.SchemaEditorClass
+    enter, add_field, alter_field = editor.__enter__, editor.add_field, editor.alter_field
+
+    def enter_limited(self: Any) -> Any:
+        enter(self)
+        if self.atomic_migration:  # what is not would be left half done
+            with self.connection.cursor() as cursor:
+                cursor.execute(f"SET LOCAL lock_timeout = {lock_timeout}")
+        return self
+
+    def add_keeping_default(self: Any, model: Any, field: Any) -> None:
+        if not field.null:  # the release that is live inserts rows without naming it
+            self.skip_default_on_alter = lambda _: True  # asked before the default is dropped
+        add_field(self, model, field)
+        vars(self).pop("skip_default_on_alter", None)
+
+    def alter_with_default(self: Any, model: Any, old: Any, new: Any, strict: bool = False) -> None:
+        # the default that was kept stands in the way of another type
+        moved = old.column and new.column and not (old.primary_key or _has_database_default(new))
+        moved = moved and old.get_internal_type() != new.get_internal_type()
+        column = f"ALTER TABLE {self.quote_name(model._meta.db_table)} ALTER COLUMN"
+        if moved:
+            self.execute(f"{column} {self.quote_name(old.column)} DROP DEFAULT", None)
+        alter_field(self, model, old, new, strict)
+        default = self.effective_default(new) if moved and not new.null else None
+        if default is not None:
+            self.execute(f"{column} {self.quote_name(new.column)} SET DEFAULT %s", [default])
+
+    if connection.vendor == "postgresql":
+        editor.__enter__ = enter_limited
+        editor.add_field = add_keeping_default
+        editor.alter_field = alter_with_default
+
+
+def migrate_in_django(words: list[str], lock_timeout: int) -> None:
+    """Run a command of manage.py that migrates."""
+    from django.core.management import execute_from_command_line
+
+    _guard_schema_editor(lock_timeout)
+    execute_from_command_line(["manage.py", *words])
+
+
+def reverse_migrations(names: list[str], lock_timeout: int) -> None:
+    """Reverse those of these migrations that are applied, last first."""
+    _guard_schema_editor(lock_timeout)
+    executor, known = _read_migrations()
+    undo = [each for each, applied in reversed(known) if applied and str(each) in names]
+    executor.migrate(None, [(each, True) for each in undo])
+
+
+def rehearse(words: list[str], database: str) -> None:
+    """Run a command that migrates on another database; print how long it kept tables locked."""
+    import json
+    import threading
+    import time
+
+    from django.db import connection
+
+    connection.close()
+    connection.settings_dict["NAME"] = database
+    first: dict[Any, float] = {}
+    last: dict[Any, float] = {}
+    over = threading.Event()
+
+    def watch() -> None:
+        with connection.copy().cursor() as cursor:
+            while not over.wait(0.05):
+                cursor.execute(
+                    # a table that a transaction under way has made is not in pg_class yet
+                    "SELECT DISTINCT relname, virtualtransaction FROM pg_locks"
+                    " JOIN pg_class c ON c.oid = relation"
+                    " JOIN pg_database d ON d.oid = database AND datname = current_database()"
+                    " WHERE granted AND relkind IN ('r', 'p') AND mode IN ('AccessExclusiveLock',"
+                    " 'ExclusiveLock', 'ShareRowExclusiveLock', 'ShareLock')"
+                )
+                for lock in cursor.fetchall():
+                    first.setdefault(lock, time.monotonic())
+                    last[lock] = time.monotonic()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        migrate_in_django(words, 0)
+    finally:
+        over.set()
+        watcher.join()
+    print(json.dumps([[table, last[table, by] - at] for (table, by), at in first.items()]))
 
 
 # read now: while this waits for the lock, another run may bring another version of this file
-_IN_DJANGO = inspect.getsource(migrations_in_django)
+IN_DJANGO = "from __future__ import annotations\n" + "\n\n".join(
+    inspect.getsource(each)
+    for each in (
+        list_migrations,
+        _read_migrations,
+        _find_conflicts,
+        _judge_operation,
+        _needs_value,
+        _has_database_default,
+        _describe_database,
+        _guard_schema_editor,
+        migrate_in_django,
+        reverse_migrations,
+        rehearse,
+    )
+)
+
+
+# --------------------------------------------------------------------------------------- database
+
+_LOCK_TIMEOUT = re.compile(r"LockNotAvailable|lock (wait )?timeout", re.IGNORECASE)
+_MAKE_ROOM = "make room, as df -h shows where, then try again"
 
 
 @dataclass(frozen=True)
@@ -1742,7 +1952,30 @@ class Migration:
     name: str
     applied: bool
     reversible: bool
-    removes: list[str]
+    atomic: bool
+    replaces: list[str]
+    incompatible: list[str]  # what the release that is live cannot go on with
+
+    def is_in(self, names: set[str]) -> bool:
+        """Whether these name it, or all that it replaces."""
+        return names.issuperset(self.replaces or [self.name]) or self.name in names
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What Django knows of its migrations and of its database."""
+
+    migrations: list[Migration]
+    vendor: str
+    identity: str
+    lock_timeout: str
+    invalid: list[str]  # indexes that were not built to their end
+    others: list[str]  # the aliases of other databases with migrations
+
+
+def all_names(migrations: Iterable[Migration]) -> set[str]:
+    """The names of migrations, and of those that they replace."""
+    return {name for each in migrations for name in (each.name, *each.replaces)}
 
 
 def list_names(migrations: Iterable[Migration]) -> str:
@@ -1758,21 +1991,42 @@ class Database:
 
     def migrations(self, release: Release) -> list[Migration]:
         """Every migration that a release knows, in their order."""
+        return self.look(release).migrations
+
+    def look(self, release: Release) -> Schema:
+        """What a release's Django knows of the database, asked in the way in which it migrates."""
         try:
-            said = self._in_django(release, quiet=True).splitlines()
-            return [Migration(**each) for each in json.loads(said[-1])]
-        except (ValueError, IndexError, TypeError):
+            said = self._in_django(self._limited(release), "list_migrations", self.guarded)
+            told = json.loads(said.splitlines()[-1])
+            told["migrations"] = [Migration(**each) for each in told["migrations"]]
+            return Schema(**told)
+        except (ValueError, LookupError, TypeError):
             raise Failure(
                 "[migrate] shell did not list the migrations",
                 "it must run the Python that it gets on its stdin, as manage.py shell does",
             ) from None
 
+    @property
+    def guarded(self) -> bool:
+        """Whether [migrate] command can run where Django's schema editor is guarded."""
+        section = self.site.settings.migrate
+        ours = all(argv[:2] == ("python", "manage.py") for argv in section.command)
+        return ours and bool(section.shell)
+
+    def _limited(self, release: Release) -> Release:
+        """The release with a lock timeout for any other command; only PostgreSQL reads it."""
+        if self.guarded:
+            return release
+        limit = f"-c lock_timeout={self.site.settings.migrate.lock_timeout * 1000:.0f}ms"
+        options = release.environment.get("PGOPTIONS", "")
+        return release.plus({"PGOPTIONS": f"{options} {limit}".strip()})
+
     def _in_django(
-        self, release: Release, undo: Sequence[Migration] = (), quiet: bool = False
+        self, release: Release, function: str, *arguments: object, quiet: bool = True
     ) -> str:
-        section, names = self.site.settings.migrate, [each.name for each in undo]
+        section = self.site.settings.migrate
         with tempfile.TemporaryFile() as file:  # it would pass over a pipe that is empty yet
-            file.write(f"{_IN_DJANGO}\nmigrations_in_django({names})\n".encode())
+            file.write(f"{IN_DJANGO}\n{function}{arguments}\n".encode())
             file.seek(0)
             return self.site.run(section.shell, release, section.timeout, quiet, file)
 
@@ -1780,26 +2034,65 @@ class Database:
         """Apply what the database lacks, or undo these; again, while only a lock is in the way."""
         section, rest = self.site.settings.migrate, 1.0
         until = time.monotonic() + section.timeout
-        options = release.environment.get("PGOPTIONS", "")  # only PostgreSQL reads it
-        options += f" -c lock_timeout={section.lock_timeout * 1000:.0f}ms"
-        place = self._known(release).plus({"PGOPTIONS": options.strip()})
         while True:
             try:
-                if undo:
-                    self._in_django(place, undo)
-                else:
-                    self.site.run(section.command, place, section.timeout)
+                self._change(self._known(release), undo)
                 return
             except CommandFailed as error:
                 in_the_way = _LOCK_TIMEOUT.search("\n".join(error.details))
                 if not in_the_way or time.monotonic() + rest > until:
                     raise
+                if not all(each.atomic for each in undo or self._left(release)[:1]):
+                    raise  # a part of it is done
             say(
                 f"another transaction held a lock for more than {section.lock_timeout:g} s; "
                 f"trying again in {rest:g} s"
             )
             pause(rest)  # the requests that waited behind the migration have their turn
             rest = min(rest * 2, 30.0)
+
+    def _left(self, release: Release) -> list[Migration]:
+        known = self.migrations(release) if self.site.settings.migrate.shell else []
+        return [each for each in known if not each.applied]
+
+    def _change(self, release: Release, undo: Sequence[Migration]) -> None:
+        section = self.site.settings.migrate
+        limit, names = round(section.lock_timeout * 1000), [each.name for each in undo]
+        if undo:
+            self._in_django(release, "reverse_migrations", names, limit, quiet=False)
+        elif self.guarded:
+            for argv in section.command:
+                self._in_django(release, "migrate_in_django", list(argv[2:]), limit, quiet=False)
+        else:
+            atomic = all(each.atomic for each in self._left(release))
+            place = self._limited(release) if atomic else release
+            self.site.run(section.command, place, section.timeout)
+
+    def rehearse(self, release: Release, backup: Path, name: str) -> None:
+        """Migrate a database that is restored beside the live one, and say what that takes."""
+        section, load = self.site.settings.migrate, self.site.settings.restore.command
+        require(
+            self.guarded and load,
+            "there is no way to rehearse a migration",
+            "it takes [migrate] shell, [restore] command, and python manage.py in [migrate] "
+            "command; or say rehearse = no",
+        )
+        self.check_room_to_load(backup)
+        with self.site.journal.doing("restore", database=name, frozen=False):
+            with open(backup, "rb") as dump:
+                self.restore("load", name, dump)
+            for argv in section.command:
+                began = time.monotonic()
+                try:
+                    said = self._in_django(release, "rehearse", list(argv[2:]), name)
+                except CommandFailed as error:
+                    error.add_note("that was the rehearsal; the database was not touched")
+                    raise
+                say(f"rehearsed on a copy of the database in {time.monotonic() - began:.1f} s")
+                for table, seconds in json.loads(said.splitlines()[-1]):
+                    if seconds > section.lock_timeout:
+                        say(f"note: it keeps {table} locked for {seconds:.1f} s, and requests wait")
+            self.restore("drop", name)
 
     def back_up(self, name: str) -> Path:
         """Write a backup to a file that is whole, and proven, once it has its name."""
@@ -1861,6 +2154,12 @@ class Database:
         """End what commands that were cut off, of whichever run, have left at work in it."""
         with contextlib.suppress(Failure):
             self.restore("end", "")
+
+    def invalid_indexes(self) -> str:
+        """The statements that drop the indexes which were not built to their end."""
+        with contextlib.suppress(Failure):
+            return " ".join(self.restore("invalid", "").split())
+        return ""
 
     def check_room_to_load(self, file: Path) -> None:
         """Failure unless there is room beside the database, for as much as there is in a backup."""
@@ -1934,6 +2233,7 @@ class Site:
             lambda: self.base | self.variables,
         )
         self.database = Database(self)
+        self.data_lost = False  # what was in the database is only in a backup
 
     @functools.cached_property
     def base(self) -> dict[str, str]:
@@ -2139,7 +2439,7 @@ def what_is_live(site: Site) -> Answer:
         what = f"{live} is live{' and healthy' if site.health else ''}"
     if stuck:
         what += f"; {stuck} was left half way: run this again, which puts it right first"
-    return good and not stuck, what
+    return good and not stuck and not site.data_lost, what
 
 
 # -------------------------------------------------------------------------------------- candidate
@@ -2683,19 +2983,75 @@ def collect_static(run: Run) -> None:
 
 def migrate(run: Run) -> None:
     """Step 6: if a migration is planned, back the database up and migrate."""
-    database, shell = run.site.database, run.site.settings.migrate.shell
+    database, planned = run.site.database, []
     run.start_candidate()  # it boots while the migrations are listed
-    known = database.migrations(run.release) if shell else []
-    planned = [each for each in known if not each.applied]
-    if shell and not planned:
-        say("nothing to migrate")
-        return
+    if run.site.settings.migrate.shell:
+        schema = database.look(run.release)
+        _check_database(run.site, schema)
+        planned = [each for each in schema.migrations if not each.applied]
+        _tell_of_risks(run, schema, planned)
+        if not planned:
+            say("nothing to migrate")
+            if run.candidate:
+                run.candidate.await_boot()
+            database.migrate(run.release)  # Django notes what is squashed, and tells the project
+            return
     say(f"to be applied: {list_names(planned) or 'unknown, because [migrate] shell is empty'}")
-    for each in planned:
-        if risks := [*([] if each.reversible else ["it cannot be reversed"]), *each.removes]:
-            say(f"note: {each.name}: {'; '.join(risks)}; the release before may not work with that")
     change_schema(run, "migrate", run.release, planned=[each.name for each in planned])
     run.migrated = planned
+
+
+def _check_database(site: Site, schema: Schema) -> None:
+    """Failure unless this is the database, the only one, that is backed up and not lost."""
+    migrate, backup, live = site.settings.migrate, site.settings.backup, site.releases.live_name()
+    named = " ".join(chain(*migrate.before, *migrate.command, *migrate.after))
+    others = [each for each in schema.others if not re.search(rf"\b{re.escape(each)}\b", named)]
+    require(
+        not others,
+        f"{', '.join(others)} of DATABASES can have migrations, and only default is backed up and "
+        "migrated",
+        "do both in [migrate] before, or have a router's allow_migrate say no",
+    )
+    require(
+        not live or any(each.applied for each in schema.migrations),
+        f"the database is empty, though {live} is live: it was lost, or is another one",
+        "compare .env and docker volume ls; to fill a new one: python3 deploy.py restore FILE "
+        "--yes, or: python3 deploy.py manage migrate",
+    )
+    require(
+        schema.vendor == "postgresql" or "pg_dump" not in str(backup.command),
+        f"Django's database is {schema.vendor}, and [backup] command backs PostgreSQL up",
+        "say there how yours is, or nothing",
+    )
+    if schema.identity and backup.command and site.settings.restore.command:
+        try:
+            seen = site.database.restore("which", "").strip()
+        except CommandFailed as error:
+            log.warning(f"whether what is backed up is what Django uses is unknown: {error.what}")
+            return
+        require(
+            seen in (schema.identity, ""),
+            "the database that is backed up is not the one that Django uses",
+            "compare the database's variables in .env with [backup] and [restore] command",
+        )
+
+
+def _tell_of_risks(run: Run, schema: Schema, planned: Iterable[Migration]) -> None:
+    section, live = run.site.settings.migrate, run.site.releases.live_name()
+    unlimited = schema.vendor == "postgresql" and schema.lock_timeout == "0"
+    if unlimited and not run.site.database.guarded:
+        log.warning("lock_timeout does not reach the database: OPTIONS or a pooler hold it up")
+    for each in planned:
+        if not each.reversible:
+            say(f"note: {each.name} cannot be reversed")
+        if each.incompatible and live:
+            what = f"{each.name}: {'; '.join(each.incompatible)}"
+            require(
+                section.incompatible == "tell",
+                f"{live} cannot go on after {what}",
+                "deploy a release that does without it first, or say [migrate] incompatible = tell",
+            )
+            say(f"note: {what}; {live} cannot go on with that")
 
 
 def change_schema(
@@ -2707,6 +3063,8 @@ def change_schema(
         run.candidate.await_boot()
     wanted, name = run.site.settings.backup.command or undo, f"{run.started}-{release.revision[:7]}"
     backup = str(database.back_up(name)) if wanted else ""
+    if backup and run.site.settings.migrate.rehearse and not undo:
+        database.rehearse(release, Path(backup), f"rehearsal_{run.started.lower()}")
     run.site.journal.begin(act, release=release.name, backup=backup, **facts)
     database.migrate(release, undo)
     run.end_candidate()  # it has booted on the schema before
@@ -2718,13 +3076,16 @@ def tell_of_migrations(site: Site, act: Act) -> str:
     told, stays = "which migrations were applied is unknown", "the schema stays as it is"
     site.database.end_sessions()
     try:
-        known = site.database.migrations(release)
+        schema = site.database.look(release)
+        known = schema.migrations
         done = [each for each in known if each.name in act["planned"] and each.applied]
         left = [each for each in known if each.name in act["planned"] and not each.applied]
         told = (
             f"migrations applied: {list_names(done) or 'none'}; "
             f"not applied: {list_names(left) or 'none'}"
         )
+        for index in schema.invalid:
+            told += f"; an index was not built to its end: DROP INDEX CONCURRENTLY {index}"
         if done and site.settings.migrate.reverse_on_failure:
             check_reversible(done)
             site.database.migrate(release, undo=done)
@@ -2808,23 +3169,32 @@ def compare_schemas(run: Run, reverse_migrations: bool) -> None:
     run.start_candidate()  # it boots while the two schemas are compared
     console.label = "migrate"
     try:
-        known = {each.name: each.applied for each in site.database.migrations(older)}
+        known = site.database.migrations(older)
         applied = [each for each in site.database.migrations(newer) if each.applied]
     except Failure as error:
         if reverse_migrations:
             raise
         log.warning(f"which migrations separate them is unknown: {error}")
         return
-    lacking = ", ".join(name for name, is_applied in known.items() if not is_applied)
+    has, needs = all_names(applied), all_names(known)
+    lacking = list_names(each for each in known if not each.applied and not each.is_in(has))
     require(
         not lacking,
         f"{older.name} needs {lacking}, which the database lacks",
         f"deploy it instead: python3 deploy.py deploy {run.revision[:7]}",
     )
-    between = [each for each in applied if each.name not in known]
+    between = [each for each in applied if not each.is_in(needs)]
     apart = f"{newer.name} has {list_names(between) or 'no migration'} more than {older.name}"
     if reverse_migrations and between:
         check_reversible(between)
+        squashed = [each for each in between if needs.intersection(each.replaces)]
+        squashed += [each for each in known if not each.is_in(has)]
+        require(
+            not squashed,
+            f"no migration was reversed, because {list_names(squashed)} was squashed in between, "
+            "and its tables would go",
+            "roll back without --reverse-migrations",
+        )
         say(f"{apart}, to be reversed")
         site.journal.save(step="migrate")
         change_schema(run, "reversal", newer, between)
@@ -2837,8 +3207,15 @@ def apply_again(site: Site, act: Act) -> str | None:
     live = site.releases.live()
     if not live or live.name != act["release"]:
         return None
+    lost = list_names(each for each in site.database.migrations(live) if not each.applied)
+    if not lost:
+        return None
     site.database.migrate(live)
-    return f"applied again what was reversed, because {live.name} is live"
+    site.data_lost = True
+    return (
+        f"{lost} was reversed and applied again, because {live.name} is live; what was in its "
+        f"columns is only in the backup: python3 deploy.py restore {act['backup']} --yes"
+    )
 
 
 # ----------------------------------------------------------------------------- backup and restore
@@ -3264,6 +3641,7 @@ def _find_advice(site: Site, bare: Release) -> list[Finding]:
     ports = set(map(int, re.findall(outside, listening)))
     apt = (("apt-config", "dump", "APT::Periodic::Unattended-Upgrade"),)
     known, updates = ask_commands(site, apt, bare, 10)
+    invalid = site.database.invalid_indexes()
     return [
         (not passed, f"Django says: {saw}", "see python3 deploy.py manage check --deploy"),
         (
@@ -3271,6 +3649,7 @@ def _find_advice(site: Site, bare: Release) -> list[Finding]:
             "there is no backup of the last two days",
             "have cron make one every night: see the README",
         ),
+        (bool(invalid), "an index was not built to its end", invalid),
         (
             443 not in ports,
             "the site is not served over HTTPS",

@@ -7,12 +7,14 @@ files of its repository, so that a commit can be made that fails in any way:
     health     the HTTP status of every page
     boot       `broken` when the application cannot be imported
     static     `broken` when collectstatic fails
-    migrations the names of its migrations, one a line; one with `bad` in it fails, one with `block` in it blocks,
-               one with `fixed` in it cannot be reversed, one with `remove` in it removes a column
+    migrations the names of its migrations, one a line, with =names for those that one replaces; one with `bad` in it
+               fails, one with `block` in it blocks, one with `fixed` in it cannot be reversed, one with `remove` in it
+               removes a column, one with `plain` in it is not atomic, one with `unrehearsed` in it fails in a rehearsal
 
 Files of the lab itself steer the rest:
 
     database   the names of the migrations that were applied
+    facts      what Django says of its database, as JSON, where that is not the usual
     bin/       the commands of every deployment: pipenv, services, gunicorn, restart, proxy, dump, database (what
                postgresql/restore.sh is on a server; the database takes no writes with `frozen`), and `block NAME`,
                which says that it runs with the file `blocked-NAME`, and ends when that file is removed
@@ -51,10 +53,16 @@ Run = subprocess.CompletedProcess[str]
 MANAGE = """
 import json, os, sys
 lab, code = os.environ["LAB"], sys.stdin.read() if sys.argv[1] == "shell" else ""
-undo = code.strip().rpartition("\\n")[2].split("'")[1::2]  # migrations_in_django(['app.0002_x'])
-command = {"shell": "reverse" if undo else "plan"}.get(sys.argv[1], sys.argv[1])
+call = os.environ["CALL"] = code.strip().rpartition("\\n")[2]  # as in reverse_migrations(['app.0002_x'], 2000)
+names = {"list_migrations": "plan", "reverse_migrations": "reverse", "migrate_in_django": "migrate"}
+command = sys.argv[1] if not call else names.get(call.partition("(")[0], "rehearse")
+undo = call.split("'")[1::2]
 read = lambda path: open(path).read() if os.path.exists(path) else ""
-done, wanted = read(f"{lab}/database").split(), read("migrations").split()
+replaces = dict(each.partition("=")[::2] for each in read("migrations").split())
+replaces = {name: each.split(",") if each else [] for name, each in replaces.items()}
+wanted, recorded = list(replaces), read(f"{lab}/database").split()
+done = recorded + [name for name in wanted if replaces[name] and name not in recorded
+                   and set(replaces[name]) <= set(recorded)]
 if os.path.exists(f"{lab}/bin/during-{command}"):
     os.system(f"during-{command}") and sys.exit(f"{command} cannot be done")
 if command == "collectstatic":
@@ -65,16 +73,24 @@ if command == "collectstatic":
 elif command == "plan":
     assert "json.dumps" in code
     print("Planned operations:")
-    print(json.dumps([{"name": name, "applied": name in done, "reversible": "fixed" not in name,
-                       "removes": ["Remove field x from y"] * ("remove" in name)} for name in wanted]))
+    known = [{"name": name, "applied": name in done, "reversible": "fixed" not in name, "atomic": "plain" not in name,
+              "replaces": replaces[name], "incompatible": ["Remove field x from y"] * ("remove" in name)}
+             for name in wanted]
+    facts = {"vendor": "postgresql", "identity": "", "lock_timeout": "2s", "invalid": [], "others": []}
+    print(json.dumps(facts | {"migrations": known} | json.loads(read(f"{lab}/facts") or "{}")))
+elif command == "rehearse":
+    if any("unrehearsed" in name for name in wanted):
+        sys.exit("it cannot be applied to these data")
+    print(json.dumps([["table", 4.0], ["another", 1.0]]))
 elif command == "reverse":
     for name in reversed([name for name in wanted if name in undo and name in done]):
-        done.remove(name)
+        done = [each for each in done if each not in (name, *replaces[name])]
         open(f"{lab}/database", "w").write("\\n".join(done))
         print(f"  Unapplied {name}", flush=True)
         if os.path.exists(f"{lab}/bin/after-reverse"):
             os.system(f"after-reverse {name}") and sys.exit(f"{name} cannot be reversed")
 elif command == "migrate":
+    open(f"{lab}/database", "w").write("\\n".join(dict.fromkeys(done)))
     for name in wanted:
         if name in done:
             continue

@@ -165,14 +165,17 @@ class Restore(BackupTest):
         self.assertEqual(self.lab.results(), ["live", "restored"])
 
     def test_a_backup_that_lacks_a_migration_of_the_live_release(self) -> None:
-        self.backup.write_text("row\n")
+        self.lab.push({"migrations": "app.0001_first\napp.0002_good\n"})
+        self.assert_deployed(self.lab.deploy(), "one")
+        self.lab.tick()
+        self.backup.write_text("row\napp.0001_first\n")
         run = self.lab.deploy("restore", str(self.backup), "--yes")
         self.assert_status(run, 0)
         self.assertIn(
-            "the restored database lacks app.0001_first; python3 deploy.py applies them", run.stdout
+            "the restored database lacks app.0002_good; python3 deploy.py applies them", run.stdout
         )
         self.assert_deployed(self.lab.deploy(), "one")
-        self.assertEqual(self.database.read_text(), "row\napp.0001_first")
+        self.assertEqual(self.database.read_text(), "row\napp.0001_first\napp.0002_good")
 
     def test_not_without_yes(self) -> None:
         run = self.lab.deploy("restore", str(self.backup))

@@ -287,6 +287,8 @@ class Check(LabTest):
             echo 'LISTEN 0 9 [::]:6379 [::]:*'""",
         )
         self.lab.script("apt-config", "")
+        broken = "echo 'DROP INDEX CONCURRENTLY public.an_index;'"
+        self.lab.first("database", f'if [ "$1" = invalid ]; then {broken}; exit; fi')
         for backup in (self.lab.workspace / "backups").iterdir():
             os.utime(backup, (0, 0))
         run = self.lab.deploy("check")
@@ -299,6 +301,7 @@ class Check(LabTest):
             [
                 "Django says: It identified 1 issue. (ended with status 1)",
                 "there is no backup of the last two days",
+                "an index was not built to its end",
                 "the site is not served over HTTPS",
                 "port 5432 is open to every address",
                 "port 6379 is open to every address",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from tests.lab import LabTest, Run, wait_for
 
 FIRST = "app.0001_first"
@@ -18,6 +20,10 @@ class MigrationTest(LabTest):
     def assert_applied(self, *names: str) -> None:
         self.assertEqual((self.lab.root / "database").read_text().split(), [FIRST, *names])
 
+    def assert_no_backup(self) -> None:
+        """None but that of the first deployment."""
+        self.assertEqual(len(list((self.lab.workspace / "backups").iterdir())), 1)
+
     def backup(self) -> str:
         """The name of the newest backup."""
         return str(max((self.lab.workspace / "backups").iterdir()))
@@ -25,23 +31,28 @@ class MigrationTest(LabTest):
 
 class Said(MigrationTest):
     def test_those_that_cannot_be_reversed_or_remove_something_are_named(self) -> None:
-        self.push("app.0002_plain", "app.0003_fixed", "app.0004_remove")
+        before = self.lab.linked("current")
+        self.push("app.0002_open", "app.0003_fixed", "app.0004_remove")
         run = self.lab.deploy()
         self.assert_deployed(run, "two")
-        self.assertIn(
-            "to be applied: app.0002_plain, app.0003_fixed, app.0004_remove\n", run.stdout
-        )
+        self.assertIn("to be applied: app.0002_open, app.0003_fixed, app.0004_remove\n", run.stdout)
         notes = [line for line in run.stdout.splitlines() if "note: " in line]
         self.assertEqual(
             notes,
             [
-                f"migrate  note: {what}; the release before may not work with that"
-                for what in (
-                    "app.0003_fixed: it cannot be reversed",
-                    "app.0004_remove: Remove field x from y",
-                )
+                "migrate  note: app.0003_fixed cannot be reversed",
+                f"migrate  note: app.0004_remove: Remove field x from y; {before} cannot go on with that",
             ],
         )
+
+    def test_what_the_live_release_cannot_go_on_with_is_refused_where_that_is_wanted(self) -> None:
+        self.lab.setting("migrate", "incompatible", "refuse")
+        self.push("app.0002_remove")
+        self.assert_failed(
+            self.lab.deploy(), "cannot go on after app.0002_remove: Remove field x from y"
+        )
+        self.assert_applied()
+        self.assert_no_backup()
 
     def test_a_shell_that_lists_nothing_is_no_answer(self) -> None:
         self.push("app.0002_good")
@@ -58,13 +69,122 @@ class Said(MigrationTest):
         )
         self.assert_applied("app.0002_good")
 
+    def test_with_nothing_planned_it_migrates_without_a_backup(self) -> None:
+        """Django notes then what was squashed, and tells the project."""
+        self.lab.script("during-migrate", 'touch "$LAB/ran"')
+        self.lab.push({"app": "two"})
+        run = self.lab.deploy()
+        self.assert_deployed(run, "two")
+        self.assertIn("nothing to migrate\n", run.stdout)
+        self.assertTrue((self.lab.root / "ran").exists())
+        self.assert_no_backup()
+
+    def test_then_too_not_before_the_candidate_has_booted(self) -> None:
+        self.lab.script("during-migrate", 'touch "$LAB/ran"')
+        self.lab.push({"boot": "broken"})
+        self.assert_failed(self.lab.deploy(), "the candidate was not proven")
+        self.assertFalse((self.lab.root / "ran").exists())
+
+
+class WhichDatabase(MigrationTest):
+    """No migration touches another database than the one that is backed up, or one that was lost."""
+
+    def assert_refused(self, *parts: str, **facts: object) -> None:
+        (self.lab.root / "facts").write_text(json.dumps(facts))
+        self.push("app.0002_good")
+        self.assert_failed(self.lab.deploy(), *parts)
+        self.assertNotIn("app.0002_good", (self.lab.root / "database").read_text())
+        self.assert_no_backup()
+
+    def test_one_that_is_empty_while_a_release_is_live(self) -> None:
+        (self.lab.root / "database").write_text("")
+        name = self.lab.linked("current")
+        self.assert_refused(
+            f"the database is empty, though {name} is live: it was lost, or is another one",
+            "python3 deploy.py manage migrate",
+        )
+
+    def test_another_one_than_django_uses(self) -> None:
+        self.lab.first("database", 'if [ "$1" = which ]; then echo 1 2; exit; fi')
+        self.assert_refused("is not the one that Django uses", identity="1 3")
+
+    def test_the_same_one(self) -> None:
+        self.lab.first("database", 'if [ "$1" = which ]; then echo 1 2; exit; fi')
+        (self.lab.root / "facts").write_text('{"identity": "1 2"}')
+        self.push("app.0002_good")
+        self.assert_deployed(self.lab.deploy(), "two")
+
+    def test_one_of_which_nobody_knows(self) -> None:
+        self.lab.first("database", '[ "$1" != which ]')
+        (self.lab.root / "facts").write_text('{"identity": "1 2"}')
+        self.push("app.0002_good")
+        run = self.lab.deploy()
+        self.assert_deployed(run, "two")
+        self.assertIn("warning: whether what is backed up is what Django uses", run.stdout)
+
+    def test_sqlite_beside_a_backup_of_postgresql(self) -> None:
+        self.lab.setting("backup", "command", "docker exec postgresql pg_dump")
+        self.assert_refused("Django's database is sqlite, and", vendor="sqlite")
+
+    def test_sqlite_with_a_backup_of_its_own(self) -> None:
+        (self.lab.root / "facts").write_text('{"vendor": "sqlite"}')
+        self.push("app.0002_good")
+        self.assert_deployed(self.lab.deploy(), "two")
+
+    def test_a_second_one_with_migrations(self) -> None:
+        self.assert_refused("archive of DATABASES can have migrations", others=["archive"])
+
+    def test_a_second_one_that_the_operator_takes_care_of(self) -> None:
+        self.lab.setting("migrate", "before", "echo --database=archive")
+        (self.lab.root / "facts").write_text('{"others": ["archive"]}')
+        self.push("app.0002_good")
+        self.assert_deployed(self.lab.deploy(), "two")
+
+
+class Rehearsal(MigrationTest):
+    def setUp(self) -> None:
+        super().setUp()
+        self.lab.setting("migrate", "rehearse", "yes")
+        self.lab.first("database", 'echo "$1 $2" >> "$LAB/acts"')
+
+    def assert_copied(self) -> None:
+        """A copy was made, and it is gone."""
+        acts = [(*line.split(), "")[:2] for line in (self.lab.root / "acts").open()]
+        copies = [name for act, name in acts if act == "load"]
+        self.assertEqual(len(copies), 1)
+        self.assertIn(("drop", copies[0]), acts)
+        self.assertFalse((self.lab.root / f"database-{copies[0]}").exists())
+
+    def test_it_tells_what_the_migration_takes(self) -> None:
+        self.push("app.0002_good")
+        run = self.lab.deploy()
+        self.assert_deployed(run, "two")
+        self.assertRegex(run.stdout, r"rehearsed on a copy of the database in \d")
+        self.assertIn("note: it keeps table locked for 4.0 s", run.stdout)
+        self.assertNotIn("another locked", run.stdout)
+        self.assert_copied()
+
+    def test_one_that_fails_there_never_reaches_the_database(self) -> None:
+        self.push("app.0002_unrehearsed")
+        self.assert_failed(
+            self.lab.deploy(), "it cannot be applied to these data", "that was the rehearsal"
+        )
+        self.assert_applied()
+        self.assert_copied()
+
+    def test_it_needs_a_command_of_manage_py(self) -> None:
+        self.lab.setting("migrate", "command", "python -s manage.py migrate --noinput")
+        self.push("app.0002_good")
+        self.assert_failed(self.lab.deploy(), "there is no way to rehearse a migration")
+        self.assert_applied()
+
 
 class Locks(MigrationTest):
     def test_a_lock_in_the_way_makes_it_wait_and_try_again(self) -> None:
         self.push("app.0002_good")
         self.lab.script(
             "during-migrate",
-            'echo "$PGOPTIONS" > "$LAB/options"\n'
+            'echo "$CALL$PGOPTIONS" > "$LAB/call"\n'
             f'mkdir "$LAB/tried" 2>/dev/null || exit 0\n{LOCKED}',
         )
         run = self.lab.deploy()
@@ -72,14 +192,45 @@ class Locks(MigrationTest):
         self.assertIn(
             "another transaction held a lock for more than 2 s; trying again in 1 s", run.stdout
         )
-        self.assertEqual((self.lab.root / "options").read_text(), "-c lock_timeout=2000ms\n")
+        called = "migrate_in_django(['migrate', '--noinput'], 2000)"
+        self.assertEqual((self.lab.root / "call").read_text().strip(), called)
+
+    def other_command(self, *names: str) -> str:
+        """The PGOPTIONS of a command that is not manage.py's own."""
+        self.lab.setting("migrate", "command", "python -s manage.py migrate --noinput")
+        self.lab.script("during-migrate", 'echo "$PGOPTIONS" > "$LAB/options"')
+        self.push(*names)
+        self.assert_deployed(self.lab.deploy(), "two")
+        return (self.lab.root / "options").read_text().strip()
+
+    def test_another_command_is_told_by_postgresqls_own_variable(self) -> None:
+        self.assertEqual(self.other_command("app.0002_good"), "-c lock_timeout=2000ms")
+
+    def test_but_not_where_a_limit_would_leave_one_half_done(self) -> None:
+        self.assertEqual(self.other_command("app.0002_plain"), "")
+
+    def test_a_limit_that_does_not_reach_the_database_is_told(self) -> None:
+        self.lab.setting("migrate", "command", "python -s manage.py migrate --noinput")
+        (self.lab.root / "facts").write_text('{"lock_timeout": "0"}')
+        self.push("app.0002_good")
+        run = self.lab.deploy()
+        self.assert_deployed(run, "two")
+        self.assertIn("warning: lock_timeout does not reach the database", run.stdout)
+
+    def test_one_that_is_not_atomic_is_never_tried_again(self) -> None:
+        self.push("app.0002_plain")
+        (self.lab.root / "facts").write_text('{"invalid": ["an_index"]}')
+        self.lab.script("during-migrate", LOCKED)
+        run = self.lab.deploy()
+        self.assert_failed(run, "not built to its end: DROP INDEX CONCURRENTLY an_index")
+        self.assertNotIn("trying again", run.stdout)
 
     def test_no_longer_than_its_time_limit(self) -> None:
         self.push("app.0002_good")
         self.lab.setting("migrate", "timeout", "2.5")
         self.lab.script("during-migrate", f'echo >> "$LAB/tried"\n{LOCKED}')
         self.assert_failed(
-            self.lab.deploy(), "`python manage.py migrate --noinput` ended", "applied: none"
+            self.lab.deploy(), "`python manage.py shell --verbosity 0` ended", "applied: none"
         )
         self.assertLessEqual(len((self.lab.root / "tried").read_text()), 2)
 
@@ -213,6 +364,7 @@ class Rollback(RollbackTest):
             f"{newer} needs app.0002_good, app.0003_good, which the database lacks",
             f"deploy it instead: python3 deploy.py deploy {newer[-7:]}",
         )
+        self.assert_status(self.lab.deploy("thaw"), 0)
         self.assert_deployed(self.lab.deploy("deploy", newer[-7:]), "two")
         self.assert_applied(*self.more)
 
@@ -259,15 +411,27 @@ class Rollback(RollbackTest):
         self.assert_failed(self.reverse(), "the candidate was not proven", live="two")
         self.assertFalse((self.lab.root / "reversed").exists())
 
+    def lost(self) -> tuple[str, str]:
+        return (
+            "app.0002_good, app.0003_good was reversed and applied again",
+            "is only in the backup: python3 deploy.py restore",
+        )
+
     def test_they_are_applied_again_when_the_rollback_fails_after_them(self) -> None:
         (self.lab.root / "sick").write_text("one")
-        self.assert_failed(self.reverse(), "the site is not healthy", live="two")
+        self.assert_failed(
+            self.reverse(), "the site is not healthy", *self.lost(), status=3, live="two"
+        )
         self.assert_applied(*self.more)
 
     def test_they_are_applied_again_when_one_cannot_be_reversed_after_all(self) -> None:
         self.lab.script("after-reverse", "exit 1")
         self.assert_failed(
-            self.reverse(), "manage.py shell --verbosity 0` ended with status 1", live="two"
+            self.reverse(),
+            "manage.py shell --verbosity 0` ended with status 1",
+            "app.0003_good was reversed and applied again",
+            status=3,
+            live="two",
         )
         self.assert_applied(*self.more)
 
@@ -311,3 +475,45 @@ class RollbackOverOneThatStays(RollbackTest):
         )
         self.assert_applied(*self.more)
         wait_for(lambda: not self.lab.running(), "the candidate has ended")
+
+
+class RollbackOverASquash(RollbackTest):
+    """The tables of the squashed migrations are those of the older release, too."""
+
+    squashed = "app.0001_squashed=app.0001_first,app.0002_good"
+
+    def squash(self, *lines: str) -> None:
+        """Deploy a release with these migrations after the one with two more."""
+        self.lab.push({"app": "three", "migrations": "\n".join(lines)})
+        self.assert_deployed(self.lab.deploy(), "three")
+        self.lab.tick()
+
+    def test_it_is_no_difference(self) -> None:
+        self.squash(self.squashed, "app.0003_good")
+        run = self.reverse()
+        self.assert_deployed(run, "two")
+        self.assertIn("has no migration more than", run.stdout)
+        self.assert_applied(*self.more, "app.0001_squashed")
+
+    def test_what_came_after_it_is_reversed(self) -> None:
+        self.squash(self.squashed, "app.0003_good", "app.0004_good")
+        self.assert_deployed(self.reverse(), "two")
+        self.assert_applied(*self.more, "app.0001_squashed")
+
+    def assert_left_alone(self, *names: str) -> None:
+        before = (self.lab.root / "database").read_text()
+        run = self.lab.deploy("rollback", *names, "--reverse-migrations")
+        self.assert_failed(run, "was squashed in between", live="three")
+        self.assertEqual((self.lab.root / "database").read_text(), before)
+
+    def test_one_of_which_the_older_release_knows_a_part(self) -> None:
+        older = self.lab.linked("current")
+        self.squash(FIRST, *self.more, "app.0004_good")
+        self.squash(f"{self.squashed},app.0003_good,app.0004_good")
+        self.assert_left_alone(older)
+
+    def test_one_that_does_not_say_what_it_replaced(self) -> None:
+        with open(self.lab.root / "database", "a") as database:
+            database.write("\napp.0001_squashed")
+        self.squash("app.0001_squashed", "app.0003_good")
+        self.assert_left_alone()

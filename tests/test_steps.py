@@ -156,14 +156,14 @@ class BeforeTheSwitch(LabTest):
     def test_a_candidate_that_cannot_boot(self) -> None:
         self.lab.push({"boot": "broken"})
         self.assert_failed(
-            self.lab.deploy(), "restart", "the candidate was not proven: it does not start"
+            self.lab.deploy(), "migrate", "the candidate was not proven: it does not start"
         )
 
     def test_one_that_dies_is_not_tried_again(self) -> None:
         self.lab.setting("deploy", "steps", "env pull install services migrate restart")
         self.lab.first("gunicorn", DIES_ONCE)
         self.assert_failed(
-            self.lab.deploy(), "restart", "the candidate was not proven: it does not start"
+            self.lab.deploy(), "migrate", "the candidate was not proven: it does not start"
         )
 
     def test_a_candidate_that_boots_for_ever(self) -> None:
@@ -171,7 +171,7 @@ class BeforeTheSwitch(LabTest):
         self.lab.script("gunicorn", "exec block candidate")
         self.assert_failed(
             self.lab.deploy(),
-            "restart",
+            "migrate",
             "the candidate was not proven: it has not started after 0.3 s",
         )
 

@@ -129,10 +129,24 @@ class Played(deploy.Commands):
     def play_shell(self, words: list[str], folder: Path) -> str:
         done = self.text("database").split()
         known = [
-            {"name": name, "applied": name in done, "reversible": True, "removes": []}
+            {
+                "name": name,
+                "applied": name in done,
+                "reversible": True,
+                "atomic": True,
+                "replaces": [],
+                "incompatible": [],
+            }
             for name in ("first", (folder / "app").read_text())
         ]
-        return json.dumps(known)
+        facts = {
+            "vendor": "postgresql",
+            "identity": "",
+            "lock_timeout": "2s",
+            "invalid": [],
+            "others": [],
+        }
+        return json.dumps(facts | {"migrations": known})
 
     def play_migrate(self, words: list[str], folder: Path) -> None:
         done = [*self.text("database").split(), (folder / "app").read_text()]

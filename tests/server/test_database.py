@@ -251,6 +251,17 @@ class MigrationTest(DatabaseCase):
         self.assertEqual((self.applied(), self.site.sql("select to_regclass('one')")), ([], ""))
         self.assert_nothing_left()
 
+    def test_column_with_a_default(self) -> None:
+        """The release of before inserts rows without it, and none of its answers is refused."""
+        self.push_migrations(
+            'migrations.AddField("response", "late", models.BooleanField(default=False))'
+        )
+        self.addCleanup(self.site.sql, 'alter table "formsApp_response" drop column late')
+        with self.writing() as writer:
+            before = len(writer.asked)
+            run = self.deploy()
+            self.assertEqual((run.status, writer.refused(before)), (0, 0), run.text)
+
     def test_lock_in_the_way(self) -> None:
         """It tries again until the lock is gone; readers wait for no longer than the lock timeout each time."""
         self.site.add("formsApp/migrations/0101_step.py", MIGRATION)

@@ -469,7 +469,7 @@ class FailureTest(SiteCase):
         self.site.add("formsApp/migrations/0003_second.py", migration("0002_first", second))
         stays = "applied: formsApp.0002_first; not applied: formsApp.0003_second; the schema stays as it is"
         run = self.rejected(
-            f"`python manage.py migrate [^;]*; migrations {stays}; [^;]*restore /[^;]*[.]dump --yes"
+            f"`python manage.py shell [^;]*; migrations {stays}; [^;]*restore /[^;]*[.]dump --yes"
         )
         dump = run.last.split("restore ")[1].split(" --yes")[0]
         listed = self.site.run(f"docker exec -i postgresql pg_restore --list < {dump}").stdout
