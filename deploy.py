@@ -419,7 +419,7 @@ class RestartSection(Step):
         "sudo -n systemctl restart gunicorn\n"
         "sudo -n systemctl stop --no-block gunicorn-standby",
     )
-    process: CommandLines = _option(
+    main_process: CommandLines = _option(
         _command_lines, "systemctl show --property MainPID --value gunicorn"
     )
     proxy: CommandLines = _option(
@@ -2404,7 +2404,7 @@ def check_health(site: Site, release: Release) -> None:
         good, saw = site.health.wait(site.settings.health.deadline)
         require(good, f"the site is not healthy: {saw}", "mend it and push")
         say(f"the site answers: {saw}")
-    if process := site.settings.restart.process:
+    if process := site.settings.restart.main_process:
         number, place = site.run(process, release, 20, quiet=True).strip(), "no folder to be seen"
         with contextlib.suppress(OSError):
             place = os.readlink(f"/proc/{number}/cwd")

@@ -196,7 +196,7 @@ command = database {{act}} {{database}}
 [restart]
 candidate = gunicorn {{socket}}
 command = restart
-process =
+main_process =
 proxy = proxy
 timeout = 20
 [status]

@@ -115,7 +115,7 @@ class TruthTest(LabTest):
         self.assert_live("one")
 
     def test_a_service_that_runs_elsewhere(self) -> None:
-        self.lab.setting("restart", "process", f"echo {os.getpid()}")
+        self.lab.setting("restart", "main_process", f"echo {os.getpid()}")
         self.lab.push({"app": "two"})
         run = self.lab.deploy()
         self.assert_sentence(run, 3, (f"the service runs in {os.getcwd()}, not in ",))

@@ -42,7 +42,10 @@ GOOD: tuple[tuple[str, dict[str, Any]], ...] = (
     ("static.before", {"true": (("true",),)}),
     ("migrate.reverse_on_failure", {"yes": True, "no": False}),
     ("restart.after", {CURL: (("curl", "http://[::1]/"), ("logger", "done"))}),
-    ("restart.process", {"systemctl show uvicorn": (("systemctl", "show", "uvicorn"),), "": ()}),
+    (
+        "restart.main_process",
+        {"systemctl show uvicorn": (("systemctl", "show", "uvicorn"),), "": ()},
+    ),
     ("health.url", {each: each for each in ("https://a.org", "http://[::1]:8000/a?b=c;d#e", "")}),
     ("health.expect", {"204": 204}),
     ("health.headers", {"A: b\n    X-C-d:e: f": {"A": "b", "X-C-d": "e: f"}, "": {}}),
@@ -135,7 +138,7 @@ class GoodTest(SettingsTest):
         self.assertEqual(flat(settings), wanted)
         self.assertEqual(settings.deploy.steps, deploy.STEP_NAMES)
         self.assertEqual((settings.deploy.keep_releases, settings.health.expect), (5, 200))
-        self.assertEqual(settings.restart.process[0][-2:], ("--value", "gunicorn"))
+        self.assertEqual(settings.restart.main_process[0][-2:], ("--value", "gunicorn"))
 
     def test_what_is_not_named_keeps_its_default(self) -> None:
         settings = self.read("[health]\nexpect = 204\n")
@@ -215,7 +218,7 @@ class BadTest(SettingsTest):
                 "line 12: [static] command cannot be split into words: no closing quotation",
                 "line 15: [static] zzz is not a key",
                 "line 16: [DEFAULT] is not a section",
-                "line 18: [restart] proces is not a key; did you mean process?",
+                "line 18: [restart] proces is not a key; did you mean main_process?",
             ],
         )
 

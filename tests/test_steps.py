@@ -229,20 +229,20 @@ class AfterTheSwitch(LabTest):
 
     def test_a_restart_that_leaves_the_old_release_running(self) -> None:
         release = (self.lab.workspace / "current").resolve()
-        self.lab.setting("restart", "process", "gunicorn")
         self.lab.script("restart", ":")
         with subprocess.Popen(
-            [sys.executable, "-c", "input()", "gunicorn"], cwd=release, stdin=subprocess.PIPE
+            [sys.executable, "-c", "input()"], cwd=release, stdin=subprocess.PIPE
         ) as old:
+            self.lab.setting("restart", "main_process", f"echo {old.pid}")
             run = self.lab.deploy()
             old.communicate(b"\n")
-        self.assert_failed(run, f"gunicorn runs in {release}, not in ", "its service must run in")
+        self.assert_failed(run, f"the service runs in {release}, not in ", "its unit must run in")
 
     def test_a_program_that_cannot_be_seen(self) -> None:
         """Whose answers they are is unknown then: exit 0 would not be the truth."""
-        self.lab.setting("restart", "process", "gunicorn")
+        self.lab.setting("restart", "main_process", "echo 0")
         run = self.lab.deploy()
-        self.assert_sentence(run, 3, ["gunicorn runs in no folder that can be seen, not in "])
+        self.assert_sentence(run, 3, ["the service runs in no folder to be seen, not in "])
         self.assert_live("one")
 
     def test_the_previous_release_is_what_it_was(self) -> None:
