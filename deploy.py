@@ -28,17 +28,10 @@ Exit status: 0 done, or nothing to do; 1 failed, and what was live before is liv
 frozen; 78 a mistake in deploy.ini or .env; 128+N ended by signal N, and what was live before still
 is.
 
-<<<<<<< HEAD
-Contents: signals · the story · errors · settings · .env · log · running commands · lock and journal
-· history and releases · git · health check · the project's Django · database · site · candidate ·
-what changed · notifications · the run · the steps · rolling back · backup and restore · the tables
-· looking · set-up · command line
-=======
 Contents: signals · the story · errors · settings · .env · log · running commands · lock and
-journal · history and releases · git · health check · database · site · candidate · traffic
-· what changed · notifications · the run · the steps · rolling back · backup and restore
+journal · history and releases · git · health check · the project's Django · database · site ·
+candidate · what changed · notifications · the run · the steps · rolling back · backup and restore
 · the tables · looking · set-up · command line
->>>>>>> 304fea1 (Let what users ask judge a release, before the switch and beside the old one)
 """
 
 from __future__ import annotations
@@ -2629,7 +2622,7 @@ class Traffic:
             )
             require(
                 not self.new.worse_than(self.old),
-                f"users get more errors of the new release ({self.new}; before: {self.old})",
+                f"users get more errors of the new release ({self.new}) than of the old one ({self.old})",
                 "mend it and push",
             )
 
