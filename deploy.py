@@ -30,8 +30,8 @@ is.
 
 Contents: signals · the story · errors · settings · .env · log · running commands · lock and
 journal · history and releases · git · health check · the project's Django · database · site ·
-candidate · what changed · notifications · the run · the steps · rolling back · backup and restore
-· the tables · looking · set-up · command line
+candidate · traffic · what changed · notifications · the run · the steps · rolling back · backup
+and restore · the tables · looking · set-up · command line
 """
 
 from __future__ import annotations
@@ -2622,7 +2622,8 @@ class Traffic:
             )
             require(
                 not self.new.worse_than(self.old),
-                f"users get more errors of the new release ({self.new}) than of the old one ({self.old})",
+                f"users get more errors of the new release ({self.new}) "
+                f"than of the old one ({self.old})",
                 "mend it and push",
             )
 
