@@ -28,10 +28,10 @@ Exit status: 0 done, or nothing to do; 1 failed, and what was live before is liv
 frozen; 78 a mistake in deploy.ini or .env; 128+N ended by signal N, and what was live before still
 is.
 
-Contents: signals · the story · errors · settings · .env · log · running commands · lock and journal
-· history and releases · git · health check · the project's Django · database · site · candidate ·
-what changed · notifications · the run · the steps · rolling back · backup and restore · the tables
-· looking · set-up · command line
+Contents: signals · the story · errors · settings · .env · log · running commands · lock and
+journal · history and releases · git · health check · the project's Django · database · site ·
+candidate · traffic · what changed · notifications · the run · the steps · rolling back · backup
+and restore · the tables · looking · set-up · command line
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -332,6 +332,7 @@ INSIDE = r"(?!/)(?!(.*/)?\.\.(/|$)).+"
 _path_inside = matching(INSIDE, "a path inside the checkout", str)
 _path_below = matching(rf"(?!\.?/*$){INSIDE}", "a path below the checkout", str)
 _positive_number = matching(r"0*[1-9]\d{0,8}", "a whole number of 1 or more", int)
+_whole_number = matching(r"\d{1,9}", "a whole number", int)
 _duration = matching(
     r"\d{0,8}[1-9]\d{0,8}(\.\d+)?|\d{1,9}\.\d*[1-9]\d*",
     "a number of seconds, as in 30 or 2.5",
@@ -375,7 +376,7 @@ class PullSection(Step):
     remote: str = _option(str, "origin")
     branch: str = _option(str, "main")
     timeout: float = _option(_duration, "120")
-    retries: int = _option(matching(r"\d{1,9}", "a whole number", int), "2")
+    retries: int = _option(_whole_number, "2")
 
 
 @dataclass(frozen=True)
@@ -419,6 +420,9 @@ class RestartSection(Step):
         "sudo -n systemctl restart gunicorn\n"
         "sudo -n systemctl stop --no-block gunicorn-standby",
     )
+    bake: float = _option(
+        matching(r"\d{1,9}(\.\d+)?", "a number of seconds, as in 30, or 0", float), "5"
+    )
     main_process: CommandLines = _option(
         _command_lines, "systemctl show --property MainPID --value gunicorn"
     )
@@ -448,6 +452,8 @@ class HealthSection:
     contains: str = _option(str, "")
     timeout: float = _option(_duration, "5")
     deadline: float = _option(_duration, "30")
+    rehearse: int = _option(_whole_number, "20")
+    log: str = _option(str, "/var/log/nginx/access.log")
 
 
 @dataclass(frozen=True)
@@ -1284,6 +1290,9 @@ class Entry:
     state: str = ""
     live: str = ""
     inputs: str = ""
+    requests: int = 0
+    errors: int = 0
+    slowest: float = 0.0
 
     @staticmethod
     @functools.cache
@@ -1293,7 +1302,7 @@ class Entry:
             found, unset = json.loads(line), Entry()
             entry = Entry(**{key: found[key] for key in vars(unset) if key in found})
             alike = [type(vars(entry)[key]) is type(fact) for key, fact in vars(unset).items()]
-            numbers = (entry.seconds, *entry.steps.values())
+            numbers = (entry.seconds, entry.slowest, *entry.steps.values())
             if entry.command and all(alike) and all(0 <= each < 1e9 for each in numbers):
                 return entry
         return None
@@ -1660,9 +1669,8 @@ class HealthCheck:
     def ask(self, unix: Path | None) -> Answer:
         """Ask once."""
         where = f"{self.of.url}{' on the private socket' if unix else ''}"
-        headers = self.of.headers | ({"Host": self.host} if self.host else {})
         try:
-            status, reason, body = ask(self.of.url, headers, self.of.timeout, unix=unix)
+            status, reason, body = ask(self.of.url, self.headers, self.of.timeout, unix=unix)
         except Failure as why:
             return False, f"no answer from {where} ({why})"
         saw = f"{status} {reason} for {where}"
@@ -1671,6 +1679,11 @@ class HealthCheck:
         if self.of.contains.encode() not in body:
             return False, f"{saw}, but without the text {self.of.contains!r}"
         return True, saw
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What goes with each question."""
+        return self.of.headers | ({"Host": self.host} if self.host else {})
 
     def address(self) -> str:
         """Where a browser finds the site: by its public name if it has one."""
@@ -2444,6 +2457,13 @@ def what_is_live(site: Site) -> Answer:
 
 # -------------------------------------------------------------------------------------- candidate
 
+# what nginx answered below 400, and anybody may ask for once more
+_ASKED = re.compile(
+    r'"GET (?!/static/|/media/)(?!\S*(?:(?:log|sign)[-_]?out|delete|remove))'
+    r'(/[^ ?"\\]*) HTTP/[\d.]+" [1-3]\d\d ',
+    re.IGNORECASE,
+)
+
 
 class Candidate:
     """A release's own gunicorn on a private socket, which must answer before any user sees it."""
@@ -2452,8 +2472,10 @@ class Candidate:
         self._site, self._socket = site, site.candidate_socket
         self._tail: deque[str] = deque(maxlen=TAIL)
         self.act = site.journal.begin("candidate")
-        command = site.settings.restart.candidate[0]
-        argv = [word.replace("{socket}", str(self._socket)) for word in command]
+        argv = [
+            word.replace("{socket}", str(self._socket))
+            for word in site.settings.restart.candidate[0]
+        ]
         # it does not inherit the lock, for it would never end after a killed deployer; but the next
         # run knows it by this file, which it and all its workers have open
         with open(site.candidate_mark, "w", encoding="ascii") as mark:
@@ -2486,12 +2508,46 @@ class Candidate:
             raise self.failure(saw)
         say(f"the candidate answers: {saw}")
 
+    def rehearse(self, health: HealthCheck) -> None:
+        """Failure if it cannot answer what users ask for most, and the live release can."""
+        section, until = health.of, time.monotonic() + health.of.deadline
+        try:
+            with open(section.log, "rb") as lines:
+                lines.seek(max(os.fstat(lines.fileno()).st_size - (4 << 20), 0))
+                asked = Counter(_ASKED.findall(lines.read().decode("ascii", "replace")))
+        except OSError as error:
+            say(f"no rehearsal: {section.log} cannot be read: {error.strerror}")
+            return
+
+        def status(path: str, unix: Path | None) -> int:
+            with contextlib.suppress(Failure):
+                return ask(
+                    "/".join(section.url.split("/")[:3]) + path,
+                    health.headers,
+                    min(section.timeout, until - time.monotonic()),
+                    unix=unix,
+                )[0]
+            return 0
+
+        broken = [
+            path
+            for path, _ in asked.most_common(section.rehearse)
+            if not 0 < status(path, self._socket) < 500 and 0 < status(path, None) < 400
+        ]
+        require(
+            not broken,
+            f"the candidate cannot answer what the live release can: {', '.join(broken)}",
+            "mend it and push",
+        )
+
     def failure(self, saw: str) -> Failure:
         """That it was not proven, and why, as far as its last lines tell."""
         errors = [line[2:202] for line in self._tail if re.match(r"\| [A-Za-z][\w.]*: ", line)]
         saw += f" ({errors[-1]})" if errors else ""
-        details = ["the candidate's last lines:", *self._tail] if self._tail else ()
-        return Failure(f"the candidate was not proven: {saw}", details=details)
+        return Failure(
+            f"the candidate was not proven: {saw}",
+            details=["the candidate's last lines:", *self._tail] if self._tail else (),
+        )
 
 
 def end_candidates(site: Site, _act: Act) -> None:
@@ -2502,6 +2558,74 @@ def end_candidates(site: Site, _act: Act) -> None:
     wait_until(lambda: not any(holders(site.candidate_mark)), GRACE)
     for path in (site.candidate_socket, site.candidate_mark):
         path.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------- traffic
+
+_TOLD = re.compile(r"\A(\w+)\.(?!candidate\.).*\.request\.(?:duration:(\d+\.?\d*)\||status\.5)")
+
+
+@dataclass
+class Answers:
+    """What users got of one release."""
+
+    times: list[float] = field(default_factory=list)  # of each request, in milliseconds
+    errors: int = 0  # those with a status of 500 or more
+
+    def __str__(self) -> str:
+        times = sorted(self.times) or [0.0]
+        return (
+            f"{plural(len(self.times), 'request')}, {plural(self.errors, 'error')}, "
+            f"median {times[len(times) // 2]:.0f} ms, longest {times[-1]:.0f} ms"
+        )
+
+    def worse_than(self, other: Answers) -> bool:
+        """Whether its share of errors is clearly greater than that of one that was asked, too."""
+        return self.errors > max(2, len(self.times) * (2 * other.errors / len(other.times) + 0.02))
+
+
+class Traffic:
+    """What users get of the old release and of the new one, as gunicorn.conf.py has it told."""
+
+    def __init__(self, file: Path) -> None:
+        self.old, self.new = Answers(), Answers()
+        told: dict[str, Any] = {"port": 0, "tokens": []}
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            told |= json.loads(file.read_bytes())
+        # several: while deployments fail, the old release goes on with the one that it began with
+        tokens = [*told["tokens"][-9:], os.urandom(16).hex()]
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            self._socket.bind(("127.0.0.1", told["port"]))
+        except OSError:  # its number is 0 then, and the next run has another one
+            say(f"another program has port {told['port']}: what users get now is not counted")
+        port = self._socket.getsockname()[1]
+        file.touch(0o600)  # whoever knows a token has a say
+        file.write_text(json.dumps({"port": port, "token": tokens[-1], "tokens": tokens}))
+        sides = {**dict.fromkeys(tokens, self.old), tokens[-1]: self.new}
+        threading.Thread(target=self._count, args=(sides,), daemon=True).start()
+
+    def _count(self, sides: Mapping[str, Answers]) -> None:
+        while True:
+            for token, took in _TOLD.findall(self._socket.recv(1024).decode("ascii", "replace")):
+                answers = sides.get(token, Answers())  # what anybody else says counts for nothing
+                if took:
+                    answers.times.append(float(took))
+                else:
+                    answers.errors += 1
+
+    def watch(self, seconds: float, enough: float = math.inf) -> None:
+        """Wait so long, if users ask; Failure if they get clearly more errors of the new one."""
+        if seconds and self.old.times:
+            wait_until(
+                lambda: len(self.new.times) >= enough or self.new.worse_than(self.old), seconds
+            )
+            require(
+                not self.new.worse_than(self.old),
+                f"users get more errors of the new release ({self.new}) "
+                f"than of the old one ({self.old})",
+                "mend it and push",
+            )
 
 
 # ----------------------------------------------------------------------------------- what changed
@@ -2618,6 +2742,7 @@ class Run:
         self.release, self.revision = site.checkout, ""  # until there is a candidate
         self.migrated: list[Migration] = []
         self.candidate: Candidate | None = None
+        self.traffic: Traffic | None = None
         self._durations: dict[str, float] = {}
         self._entries: list[Entry] = []  # of the history, still to be told
         self._log: Path | None = None
@@ -2737,6 +2862,7 @@ class Run:
     def record(self, result: str, message: str = "", state: str = "", **changes: Any) -> None:
         """Write this run's entry of the history; one of success commits all that was begun."""
         counts = self.command == "deploy" and self.revision and not self.asked
+        answers = [self.traffic.old, self.traffic.new] if self.traffic else []
         entry = Entry(
             command=self.command,
             result=result,
@@ -2752,6 +2878,9 @@ class Run:
             state=clean(state),
             live=self.site.releases.live_name(),
             inputs=self.inputs() if counts and result in ("live", "failed") else "",
+            requests=sum(len(each.times) for each in answers),
+            errors=sum(each.errors for each in answers),
+            slowest=round(max((0.0, *(time for each in answers for time in each.times))) / 1000, 3),
         )
         self._entries.append(replace(entry, **changes))
         if result in FAILURES:
@@ -3116,13 +3245,26 @@ def restart(run: Run) -> None:
     run.start_candidate()
     if run.candidate and site.health:
         run.candidate.prove(site.health)
+        if run.command == "deploy" and site.health.of.rehearse:
+            run.candidate.rehearse(site.health)
     run.end_candidate()
     os.sync()  # a power cut must not leave a release live whose files are empty
     old, older = releases.live_name(), releases.linked(releases.previous)
-    site.journal.begin("switch", to=run.release.name, old=old, older=older)
+    traffic = run.traffic = Traffic(site.workspace / "statsd")
+    act = site.journal.begin("switch", to=run.release.name, old=old, older=older)
     releases.switch(run.release.name, older if run.release.name == old else old)
-    site.run(section.command, run.release, section.timeout)
+    has_standby = len(section.command) > 2
+    # while the old gunicorn has not stopped; not on disk, for after a kill that is not known
+    act["way_back"] = section.command[-1:] if has_standby else section.command
+    site.run(section.command[:1], run.release, section.timeout)
+    bake = section.bake if has_standby and run.command == "deploy" else 0
+    traffic.watch(bake, enough=200)
+    del act["way_back"]
+    site.run(section.command[1:], run.release, section.timeout)
     check_health(site, run.release)
+    traffic.watch(min(bake, 2))
+    if traffic.old.times or traffic.new.times:
+        say(f"the new release answered {traffic.new}; the one before {traffic.old}")
 
 
 def go_back(site: Site, act: Act) -> str | None:
@@ -3132,7 +3274,8 @@ def go_back(site: Site, act: Act) -> str | None:
     section, place = site.settings.restart, site.releases.open(site.releases.folder / act["old"])
     say(f"going back to {place.name}")
     site.releases.switch(place.name, act["older"])
-    for argv in section.command:  # the site itself is asked whether a failure matters
+    # the site itself is asked whether a failure matters; the next run takes the whole way
+    for argv in act.pop("way_back", section.command):
         attempt(site.run, (argv,), place, section.timeout)
     check_health(site, place)
     return None

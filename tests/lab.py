@@ -5,6 +5,7 @@ files of its repository, so that a commit can be made that fails in any way:
 
     app        the text that every page holds
     health     the HTTP status of every page
+    broken     the paths that answer 500
     boot       `broken` when the application cannot be imported
     static     `broken` when collectstatic fails
     migrations the names of its migrations, one a line, with =names for those that one replaces; one with `bad` in it
@@ -21,6 +22,7 @@ Files of the lab itself steer the rest:
     serving    the release that the live site serves; `restart` writes it
     sick       the texts for which the live site answers 500
     hold       `site` or `candidate`: whose answers block, as `block site` would
+    asked      the paths that were asked of candidates
 
 A test finds its lab at the same place as the test before it, a fresh copy of one that was made once.
 """
@@ -114,12 +116,16 @@ if read("boot") == "broken":
     sys.exit("ImportError: cannot import the application")
 
 def answer(connection):
-    if connection.recv(65536):
+    if request := connection.recv(65536).decode():
+        path = request.split(" ")[1]
+        with open(f"{lab}/asked", "a") as asked:
+            asked.write(f"{path}\\n")
         if read(f"{lab}/hold") == "candidate":
             open(f"{lab}/blocked-candidate", "w").close()
             while os.path.exists(f"{lab}/blocked-candidate"):
                 time.sleep(0.02)
-        status = read("health") + (" OK" if read("health") == "200" else " Internal Server Error")
+        number = "500" if path in read("broken").split() else read("health")
+        status = number + (" OK" if number == "200" else " Internal Server Error")
         connection.sendall(f"HTTP/1.1 {status}\\r\\nConnection: close\\r\\n\\r\\n{read('app')}".encode())
     connection.close()
 
@@ -209,6 +215,7 @@ url = http://127.0.0.1:{port}/
 headers =
 deadline = 0.5
 timeout = 10
+rehearse = 0
 [notify]
 journal =
 """
@@ -234,7 +241,8 @@ def site_port() -> int:
                     block(lab / "blocked-site")
                 release = Path((lab / "serving").read_text().strip())
                 status, text = int((release / "health").read_text()), (release / "app").read_text()
-                self.send_response(500 if text in words(lab / "sick") else status)
+                sick = text in words(lab / "sick") or self.path in words(release / "broken")
+                self.send_response(500 if sick else status)
                 self.end_headers()
                 self.wfile.write(text.encode())
 

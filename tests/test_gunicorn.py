@@ -313,6 +313,30 @@ class FiguresTest(GunicornCase):
 
         self.each(test)
 
+    def test_a_deployment_tells_the_old_one_from_the_new_one(self) -> None:
+        """Each says the token that was there when it started; the candidate counts for neither."""
+
+        def test(old: Gunicorn) -> None:
+            file = old.workspace / "statsd"
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+                free.bind(("127.0.0.1", 0))
+                told = {"port": free.getsockname()[1], "token": "before", "tokens": ["before"]}
+            file.write_text(json.dumps(told))
+            old.start(DEPLOY_ROLE="gunicorn")
+            old.ask()  # nobody listens yet
+            traffic = deploy.Traffic(file)
+            candidate, new = Gunicorn(self, old.version), Gunicorn(self, old.version)
+            candidate.start(DEPLOY_STATSD=str(file))
+            candidate.ask()
+            new.start(DEPLOY_ROLE="gunicorn-standby", DEPLOY_STATSD=str(file))
+            for asked in (old, new, new):
+                asked.ask()
+            until("both are counted", lambda: len(traffic.old.times + traffic.new.times) == 3)
+            self.assertEqual((len(traffic.old.times), len(traffic.new.times)), (1, 2))
+            self.assertEqual((traffic.old.errors, traffic.new.errors), (0, 0))
+
+        self.each(test)
+
     def test_another_place_for_the_file(self) -> None:
         def test(gunicorn: Gunicorn) -> None:
             here, there = self.listener(), self.listener()
