@@ -43,7 +43,7 @@ class MatrixTest(unittest.TestCase):
         self.assert_holds(40, faults.in_every_shape)
 
     def test_commands_of_github_and_escapes(self) -> None:
-        self.assert_holds(20, lambda _, row: faults.in_output(row))
+        self.assert_holds(20, faults.in_output)
 
     def test_what_breaks_is_counted(self) -> None:
         row = faults.Row("x")
