@@ -78,6 +78,7 @@ if __name__ == "__main__":  # before the rest is imported: a signal that comes m
     Signals.install()
 
 import argparse
+import base64
 import configparser
 import contextlib
 import difflib
@@ -691,6 +692,7 @@ def secrets_in(variables: Mapping[str, str]) -> set[str]:
     for name, value in variables.items():
         if SECRET_NAMES.search(name) or RANDOM_LOOK.fullmatch(value):
             found |= {value, re.sub(r"^\w+://[^/]*/?", "", value)}  # the path of a webhook
+            found |= {line for line in value.split("\\n") if len(line) > 15}  # of a key in a file
         found |= secrets_in_url(value)
     return {each for each in found if each.lower() not in NOT_SECRET}
 
@@ -708,7 +710,8 @@ def secrets_in_url(text: str) -> set[str]:
     return found | set(map(unquote, found))
 
 
-CONTROL = re.compile(r"\x1b\[[\d;?]*[A-Za-z]|[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # moves a cursor
+# what moves a cursor, and the ##[ by which GitHub's runner knows a command anywhere in a line
+CONTROL = re.compile(r"\x1b\[[\d;?]*[A-Za-z]|[\x00-\x1f\x7f-\x9f\u2028\u2029]|##(?=\[)")
 
 
 class Redactor:
@@ -748,9 +751,22 @@ def _quoted_forms(secret: str) -> set[bytes]:
         quote(secret, errors="replace"),
         quote(secret, safe="", errors="replace"),
         quote_plus(secret, errors="replace"),
+        secret.encode("utf-8", "replace").hex(),
     }
     shown = forms | {CONTROL.sub(" ", form) for form in forms}
-    return {form.encode("utf-8", "replace") for form in shown}
+    encoded = {form.encode("utf-8", "replace") for form in shown}
+    return encoded | _in_base64(secret.encode("utf-8", "replace"))
+
+
+def _in_base64(secret: bytes) -> set[bytes]:
+    """What base64 makes of it, wherever it begins, without what is its neighbours' as well."""
+    if len(secret) < 6:  # any word could hold that
+        return set()
+    return {
+        base64.b64encode(bytes(at) + secret, letters)[-(-at * 4 // 3) : (at + len(secret)) * 4 // 3]
+        for at in range(3)
+        for letters in (b"+/", b"-_")
+    }
 
 
 redactor = Redactor()
@@ -799,7 +815,8 @@ class OneLine(logging.Formatter):
         """The record as one line, and the lines of its traceback if it has one."""
         text = MARKS.get(record.levelno, "") + CONTROL.sub(" ", record.getMessage())
         changed = {"msg": text, "args": (), "step": vars(record).get("step") or console.label}
-        return redactor.mask(super().format(logging.makeLogRecord({**vars(record), **changed})))
+        lines = super().format(logging.makeLogRecord({**vars(record), **changed})).split("\n")
+        return redactor.mask("\n| ".join(CONTROL.sub(" ", line) for line in lines))
 
 
 class StepLine:
@@ -2372,7 +2389,9 @@ def why_frozen(site: Site) -> str:
     """Since when and why deployments are frozen, or nothing."""
     if not site.frozen.exists():
         return ""
-    freeze = json.loads(site.frozen.read_text())
+    freeze = {"by": "somebody", "since": "some time", "until": "", "reason": "its note is torn"}
+    with contextlib.suppress(ValueError, TypeError):  # it was cut off while it was written
+        freeze |= json.loads(site.frozen.read_text())
     over = freeze["until"] and freeze["until"] <= clock("%Y-%m-%d %H:%M")
     return "" if over else "since {since} by {by}: {reason}".format_map(freeze)
 

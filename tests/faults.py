@@ -1,0 +1,890 @@
+"""The fault matrix: python3 -m tests.faults [--seed N] [--runs N] [--only TEXT]
+
+Runs of the tool are killed and signalled at each of their cut points and at random instants, started fifty at once,
+and fed with bad input and with secrets; a Markdown table says how many cases there were and what did not hold. Each
+case is drawn from the seed, but for the instant at which a process really is when a random signal reaches it.
+tests/test_faults.py runs a small part of it with all other tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import functools
+import io
+import json
+import os
+import random
+import re
+import select
+import signal
+import string
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import deploy
+from tests.lab import Lab, wait_for
+from tests.test_env import Invalid, systemd
+from tests.test_story import INI, SHM, Cut, Play, Played
+
+Command = Callable[[deploy.Site], int]
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+KNOWN = {0, 1, 2, 3, 75, 77, 78, *(128 + number for number in SIGNALS)}  # statuses of a run
+
+
+@dataclass
+class Row:
+    """A line of the table: so many cases of a fault, and what did not hold in which of them."""
+
+    fault: str
+    cases: int = 0
+    broke: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def count(self, case: str, broken: Iterable[object]) -> None:
+        """One case more, in which all of this broke."""
+        self.cases += 1
+        if found := "; ".join(map(str, broken)):
+            self.broke.append(f"{case}: {found}")
+
+    def line(self) -> str:
+        """The line, in Markdown."""
+        held, broke = self.cases - len(self.broke), self.broke[0][:300] if self.broke else "nothing"
+        return f"| {self.fault} | {self.cases} | {held} | {broke} | {self.seconds:.0f} s |"
+
+
+# ---------------------------------------------------------------------- kills, of commands that are played
+
+
+class Stage(Play):
+    """A play whose runs get real signals, at a cut point or at an instant; it knows restores and a start-over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        ini = INI.replace("{python}", sys.executable)
+        (self.root / "deploy.ini").write_text(
+            f"{ini}[restore]\ncommand = restore {{act}} {{database}}\n"
+        )
+        (self.root / "head").write_text("none")
+        (self.root / "dump").write_text("the whole database")
+
+    def copy(self) -> Stage:
+        other = super().copy()
+        other.__class__ = Stage
+        assert isinstance(other, Stage)
+        return other
+
+    def after(self, number: signal.Signals, seconds: float, command: Command, **run: Any) -> int:
+        """Run, and send a signal to the run after so many seconds; its exit status, or minus the signal."""
+        read, write = os.pipe()
+        process = os.fork()
+        if not process:
+            os.close(read)
+            self.run(command, alive=write, **run)
+            os._exit(0)
+        os.close(write)
+        with open(read, "rb") as alive:
+            inner = int(alive.readline())
+            if not select.select([alive], [], [], seconds)[0]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(inner, number)
+            status = int(alive.readline() or -999)
+        os.waitpid(process, 0)
+        self.now += 1
+        return status
+
+    def run(self, *arguments: Any, alive: int = -1, **run: Any) -> tuple[int, int]:
+        """As Play does; `alive` is told the number of the process, and how it ended."""
+        self.alive = alive
+        ended = super().run(*arguments, **run)
+        if alive >= 0:
+            os.write(alive, f"{ended[0]}\n".encode())
+        return ended
+
+    def play(self, command: Command, cut: Cut, failing: str, sick: str, writing: int) -> None:
+        self.writing = writing
+        super().play(command, cut, failing, sick, writing)
+
+    def status_of(self, command: Command) -> int:
+        deploy.Signals.install()
+        if self.alive >= 0:
+            os.write(self.alive, f"{os.getpid()}\n".encode())
+            self.alive = -1
+        with (
+            mock.patch.object(deploy, "Commands", Actor),
+            mock.patch.object(os, "execv", functools.partial(self.start_over, command)),
+        ):
+            return super().status_of(command)
+
+    def start_over(self, command: Command, *_: object) -> None:
+        """What the new version does in the place of this one: it forgets all but the lock."""
+        for handler in deploy.log.handlers.copy():
+            deploy.log.removeHandler(handler)
+            if handler is not deploy.console:
+                handler.close()
+        deploy.console.label = "deploy"
+        deploy.Signals.received = deploy.Signals.shields = 0
+        deploy.start_logging()
+        status = self.status_of(command)
+        os.write(self.writing, str(Actor.cut.passed).encode())
+        os._exit(status)
+
+    def broken(self, *revisions: str) -> Iterator[str]:
+        """What is not right when no run is at work and none was cut off."""
+        if self.serving() != self.current():
+            yield f"{self.serving()} answers, and {self.current()} is current"
+        if self.serving() not in revisions:
+            yield f"{self.serving()} answers"
+        live = [entry for entry in self.entries() if entry.result == "live"]
+        if live[-1].revision != self.serving():
+            yield f"the history says that {live[-1].revision} is live"
+        lines = (self.root / ".deploy" / "history.jsonl").read_bytes().splitlines()
+        if len(lines) != len(self.entries()):
+            yield "the history is torn"
+        releases = {path.name for path in (self.root / ".deploy" / "releases").iterdir()}
+        admin = {path.name for path in (self.root / ".git" / "worktrees").iterdir()}
+        workspace = self.root / ".deploy"
+        left = [*self.left_over(), *admin - releases]
+        left += [path.name for each in ("*.new", ".*.new") for path in workspace.glob(each)]
+        left += [path.name for each in ("database-*", "no-writes") for path in self.root.glob(each)]
+        if left:
+            yield f"left over: {', '.join(left)}"
+
+
+class Actor(Played):
+    """Commands whose every effect is whole, whenever they are killed, as those of a real server are."""
+
+    def run(self, argv: Any, folder: Path, *rest: Any, **options: Any) -> str:
+        """As Played does, and `git diff`, which writes to a file."""
+        words = [word for word in argv if word not in ("-c", "--literal-pathspecs")]
+        changed = words[0] == "git" and words[3] == "diff" and "HEAD" in words[-2:-1]
+        if changed and words[-1] == "new" != self.text("head") and "--diff-filter=A" not in words:
+            os.write(options["stdout"], b"deploy.ini\0")
+        return super().run(argv, folder, *rest, **options)
+
+    def write(self, name: str, text: str) -> None:
+        (self.root / f"{name}-beside").write_text(text)
+        (self.root / f"{name}-beside").replace(self.root / name)
+
+    def play_merge(self, words: list[str], folder: Path) -> None:
+        self.write("head", words[-1])
+
+    def play_worktree(self, words: list[str], folder: Path) -> None:
+        if "add" in words:
+            (self.root / ".git" / "worktrees" / Path(words[-2]).name).mkdir(parents=True)
+        super().play_worktree(words, folder)
+
+    def play_migrate(self, words: list[str], folder: Path) -> None:
+        done = [*self.text("database").split(), (folder / "app").read_text()]
+        self.write("database", " ".join(dict.fromkeys(done)))
+
+    def play_restart(self, words: list[str], folder: Path) -> None:
+        self.write("serving", os.readlink(self.root / ".deploy" / "current"))
+
+    def play_restore(self, words: list[str], folder: Path) -> str:
+        _, act, name = words
+        live, beside, old = (
+            self.root / f"database{end}" for end in ("", f"-{name}", f"-{name}-old")
+        )
+        if act == "load":
+            beside.write_text("first one")
+        elif act == "freeze":
+            (self.root / "no-writes").touch()
+        elif act == "thaw":
+            (self.root / "no-writes").unlink(missing_ok=True)
+        elif act == "swap" and beside.exists():
+            old.write_text(live.read_text())
+            beside.replace(live)
+        elif act == "back" and old.exists():
+            old.replace(live)
+        elif act == "drop":
+            beside.unlink(missing_ok=True)
+            old.unlink(missing_ok=True)
+        return "table 1" if act == "count" else ""
+
+
+def restore(site: deploy.Site) -> int:
+    return deploy.restore_backup(site, site.root / "dump", yes=True)
+
+
+def go_back(site: deploy.Site) -> int:
+    return deploy.rollback(site, freeze=False)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A run that is to be killed: what begins, with what, and which revisions may answer then."""
+
+    name: str
+    command: Command = deploy.deploy
+    revision: str = ""
+    sick: str = ""
+    failing: str = ""
+    may: tuple[str, ...] = ("two",)
+
+    def run(self) -> dict[str, Any]:
+        return {"revision": self.revision, "sick": self.sick, "failing": self.failing}
+
+
+SCENES = (
+    Scene("deploy", revision="three", may=("two", "three")),
+    Scene("deploy, undone after the switch", revision="three", sick="three", may=("two", "three")),
+    Scene("deploy, undone before the switch", revision="three", failing="static"),
+    Scene("deploy, started over", revision="new", may=("two", "new")),
+    Scene("rollback", go_back, may=("two", "one")),
+    Scene("rollback, frozen", deploy.rollback, may=("two", "one")),
+    Scene("rollback, undone", go_back, sick="one", may=("two", "one")),
+    Scene("restore", restore),
+    Scene("backup", deploy.back_up),
+    Scene("restart", deploy.restart_everything),
+)
+
+
+@contextlib.contextmanager
+def staged() -> Iterator[Stage]:
+    """A checkout in which `one` and then `two` were deployed."""
+    stage = Stage()
+    try:
+        for revision in ("one", "two"):
+            status, _ = stage.run(revision=revision)
+            assert status == 0, (stage.root / "said").read_text()
+        yield stage
+    finally:
+        stage.remove()
+
+
+def find_broken(stage: Stage, scene: Scene, status: int, number: int, deploys: bool) -> list[str]:
+    """What did not hold after a run that got a signal; the stage is used up."""
+    found = []
+    if status not in {-number, 128 + number, 0, 1 if scene.sick or scene.failing else 0}:
+        found.append(f"the status was {status}")
+    if stage.serving() not in scene.may:
+        found.append(f"{stage.serving()} answers")
+    if status >= 0:
+        found += stage.broken(*scene.may)
+    if stage.run(deploy.back_up)[0]:
+        found.append(f"the next run needs a hand: {(stage.root / 'said').read_text()}")
+    found += stage.broken(*scene.may)
+    if deploys:
+        stage.run(deploy.thaw_deployments)
+        if stage.run(revision="four")[0]:
+            found.append(f"it does not deploy: {(stage.root / 'said').read_text()}")
+        found += stage.broken("four")
+    return found
+
+
+def at_cut_points(dice: random.Random, row: Row, share: float = 1.0) -> None:
+    """Each signal at every cut point of every scene, or at a share of them."""
+    with staged() as start:
+        for scene in SCENES:
+            rehearsal = start.copy()
+            _, count = rehearsal.run(scene.command, **scene.run())
+            rehearsal.remove()
+            for number in SIGNALS:
+                for at in range(1, max(count, 1) + 1):
+                    if dice.random() < share:
+                        stage = start.copy()
+                        cut = signalled(at, number)
+                        status, _ = stage.run(scene.command, cut=cut, **scene.run())
+                        found = find_broken(stage, scene, status, number, dice.random() < 0.25)
+                        row.count(f"{scene.name}, {number.name} at {at} of {count}", found)
+                        stage.remove()
+
+
+def signalled(at: int, number: signal.Signals = signal.SIGKILL) -> Cut:
+    """Send a signal to the process that comes to this cut point."""
+    return Cut(at, lambda: os.kill(os.getpid(), number))
+
+
+def in_recovery(dice: random.Random, row: Row, share: float = 1.0) -> None:
+    """SIGKILL at every cut point, and again at every cut point of the run that recovers from it."""
+    with staged() as start:
+        for scene in SCENES:
+            rehearsal = start.copy()
+            _, count = rehearsal.run(scene.command, **scene.run())
+            rehearsal.remove()
+            for first in range(1, max(count, 1) + 1):
+                if dice.random() < share:
+                    killed = start.copy()
+                    killed.run(scene.command, cut=signalled(first), **scene.run())
+                    recovers(dice, row, scene, killed, f"{scene.name} at {first}", share)
+                    killed.remove()
+
+
+def recovers(
+    dice: random.Random, row: Row, scene: Scene, killed: Stage, name: str, share: float
+) -> None:
+    """Kill the run that recovers at each of its cut points."""
+    whole = killed.copy()
+    _, count = whole.run(deploy.back_up)
+    whole.remove()
+    for at in range(1, count + 1):
+        if dice.random() < share:
+            stage = killed.copy()
+            status, _ = stage.run(deploy.back_up, cut=signalled(at))
+            found = find_broken(stage, scene, status, signal.SIGKILL, dice.random() < 0.1)
+            row.count(f"{name}, then at {at} of the recovery", found)
+            stage.remove()
+
+
+def at_random_instants(dice: random.Random, row: Row, count: int) -> None:
+    """A signal at a random instant of a random scene: within a write, too."""
+    with staged() as start:
+        times: dict[str, float] = {}
+        for _ in range(count):
+            scene, number = dice.choice(SCENES), dice.choice((*SIGNALS, *[signal.SIGKILL] * 4))
+            if scene.name not in times:
+                rehearsal, began = start.copy(), time.monotonic()
+                rehearsal.run(scene.command, **scene.run())
+                times[scene.name] = time.monotonic() - began
+                rehearsal.remove()
+            stage, seconds = start.copy(), dice.uniform(0, times[scene.name])
+            status = stage.after(number, seconds, scene.command, **scene.run())
+            found = find_broken(stage, scene, status, number, dice.random() < 0.25)
+            row.count(f"{scene.name}, {number.name} after {seconds * 1000:.1f} ms", found)
+            stage.remove()
+
+
+# ------------------------------------------------------------------------------- kills, of real processes
+
+SLOW = "\nsleep 0.02"
+
+
+@contextlib.contextmanager
+def lab(*deployed: str) -> Iterator[Lab]:
+    """A lab that is closed."""
+    found = Lab(deployed or ("one",))
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def left_in(place: Lab, *texts: str) -> Iterator[str]:
+    """What is not right in a lab when no run is at work and none was cut off."""
+    try:
+        wait_for(lambda: not place.running(), "all has ended", 10)
+    except AssertionError:
+        yield f"still running: {place.running()}"
+    if (place.live(), place.live()) != (place.current(), place.live()) or place.live() not in texts:
+        yield f"{place.live()} answers, {place.current()} is current, it may be {texts}"
+    if status := place.git("status", "--porcelain", folder=place.checkout):
+        yield f"the checkout is not clean: {status}"
+    good = {entry["release"] for entry in place.history() if entry["result"] == "live"}
+    there = {path.name for path in (place.workspace / "releases").iterdir()}
+    trees = place.git("worktree", "list", "--porcelain", folder=place.checkout).split("\n\n")
+    known = {Path(tree.split()[1]).name for tree in trees} - {"checkout"}
+    admin = {path.name for path in (place.checkout / ".git" / "worktrees").iterdir()}
+    left = {*(there - good), *(known ^ there), *(admin ^ there)}
+    names = ("journal*", "candidate*", "*.new", ".*.new", "backups/*.part", "venvs/*/.part")
+    left |= {path.name for each in names for path in place.workspace.glob(each)}
+    left |= {path.name for path in (place.checkout / ".git").glob("*.lock")}
+    left |= {path.name for each in ("database-*", "frozen") for path in place.root.glob(each)}
+    if left:
+        yield f"left over: {', '.join(left)}"
+    live = [entry for entry in place.history() if entry["result"] == "live"]
+    if live[-1]["release"] != place.linked("current"):
+        yield f"the history says that {live[-1]['release']} is live"
+
+
+def start(place: Lab, *words: str, **variables: str) -> subprocess.Popen[str]:
+    """Start the tool in a process group of its own, as a shell does."""
+    process = subprocess.Popen(
+        [sys.executable, "-S", "deploy.py", *words],
+        cwd=place.checkout,
+        env=place.environment() | variables,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        errors="replace",
+        start_new_session=True,
+    )
+    place.processes.append(process)
+    return process
+
+
+def signal_to(place: Lab, process: subprocess.Popen[str], target: str, number: int) -> None:
+    """Send a signal to the tool, to its group, or to everything that it started, too."""
+    with contextlib.suppress(ProcessLookupError):
+        if target == "its group":
+            os.killpg(process.pid, number)
+        elif target == "everything":
+            for each in place.running():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(each, number)
+        else:
+            process.send_signal(number)
+
+
+def of_real_processes(dice: random.Random, row: Row, count: int) -> None:
+    """A signal to the tool, its group, or everything, at a random instant of a real run."""
+    with lab("one", "two") as place:
+        dump = place.root / "dump"
+        dump.write_text("app.0001_first\n")
+        commands: dict[str, list[str]] = {
+            "deploy": ["deploy"],
+            "rollback": ["rollback", "--no-freeze"],
+            "backup": ["backup"],
+            "restore": ["restore", str(dump), "--yes"],
+            "start-over": ["deploy"],
+        }
+        seconds = dict.fromkeys(commands, 1.0)
+        tool = (place.author / "deploy.py").read_text()
+        for at in range(count):
+            name, number = dice.choice(list(commands)), dice.choice(SIGNALS)
+            target = dice.choice(("the tool", "its group", "everything"))
+            before, text = place.current(), f"text-{at}"
+            more = {"deploy.py": f"{tool}# {at}\n"} if name == "start-over" else {}
+            place.push({"app": text, "migrations": f"app.0001_first\napp.{at}\n", **more})
+            instant, began = dice.uniform(0, seconds[name]), time.monotonic()
+            process = start(place, *commands[name])
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(instant)
+            signal_to(place, process, target, number)
+            run = place.end(process)
+            if not run.returncode:
+                seconds[name] = (seconds[name] + time.monotonic() - began) / 2
+            found = [] if "Traceback" not in run.stdout else [run.stdout[-500:]]
+            fine = {0, -number, 128 + number, *([1] if target == "everything" else [])}
+            if run.returncode not in fine:
+                found.append(f"the status was {run.returncode}: {run.stdout[-300:]}")
+            texts = {before, text, *(place.releases() if name == "rollback" else [])}
+            if place.live() not in texts:
+                found.append(f"{place.live()} answers")
+            again = place.end(start(place, "backup", "--wait", "60"))
+            if again.returncode:
+                found.append(f"the next run needs a hand: {again.stdout[-500:]}")
+            found += left_in(place, *texts)
+            row.count(f"{name}, {number.name} to {target} after {instant:.3f} s", found)
+
+
+# ---------------------------------------------------------------------------------------- many at once
+
+ALONE = 'mkdir "$LAB/at-work" || touch "$LAB/together"; sleep 0.02; rmdir "$LAB/at-work"'
+STARTS = (
+    *(["deploy", "--wait", "300"], ["rollback", "--no-freeze", "--wait", "300"], ["deploy"]),
+    *(["backup", "--wait", "300"], ["restart", "--wait", "300"], ["--if-changed", "--wait", "300"]),
+    *(["status"], ["history"], ["check"], ["logs"], ["rollback"], ["--dry-run"], ["backup"]),
+)
+
+
+def at_once(dice: random.Random, row: Row, count: int) -> None:
+    """So many starts of all kinds at once: they take turns, and each tells the truth."""
+    with lab("one", "two") as place:
+        place.first("services", ALONE)
+        place.first("restart", ALONE)
+        place.push({"app": "three"})
+        before = len(place.history())
+        words = [dice.choice(STARTS) for _ in range(count)]
+        processes = [start(place, *each) for each in words]
+        ended = [place.end(process, 600) for process in processes]
+        for each, run in zip(words, ended, strict=True):
+            found = [run.stdout[-300:]] if "Traceback" in run.stdout else []
+            if run.returncode not in (0, 1, 75, 77):
+                found.append(f"the status was {run.returncode}: {run.stdout[-300:]}")
+            if run.returncode == 75 and "--wait" in each:
+                found.append("it did not get its turn")
+            row.count(" ".join(each), found)
+        found = ["two were at work at once"] if (place.root / "together").exists() else []
+        entries = place.history()[before:]
+        started = [entry["started"] for entry in entries]
+        if len(set(started)) < len(started):
+            found.append("two runs have one name")
+        place.end(start(place, "thaw"))
+        found += left_in(place, "one", "two", "three")
+        row.count("after all", found)
+
+
+# ------------------------------------------------------------------------------------------- bad input
+
+NASTY = [
+    *("'", '"', "\\", "#", ";", "$", "`", "\t", "\r", "\0", "\x0b", "\x7f", "\u00a0", "\u0085"),
+    *("\u2028", "\ufeff", "\ufffe", "\U0001ffff", "é", "€", "\n", "=", ":", "[", "]", "%", " "),
+    *(
+        "{",
+        "}",
+        "../",
+        "-",
+        "--",
+        "://",
+        "@",
+        "\x1b[2J",
+        "%(x)s",
+        "${X}",
+        "$(id)",
+        "'\"'",
+        "\ud800",
+    ),
+    *(
+        "0",
+        "1e999",
+        "-1",
+        "9" * 30,
+        "NaN",
+        "[deploy]",
+        "[x]",
+        "\n ",
+        "\n\n",
+        "\\\n",
+        "export ",
+        "٣",
+    ),
+]
+ENV = """# the settings
+SECRET_KEY='a $ecret = value # of 1'
+DEBUG=False
+ALLOWED_HOSTS=gforms.example.com,www.example.com
+
+DEFAULT_DB_PASSWORD="it's so"
+DATABASE_URL=postgres://gforms:hunter2@localhost:5432/gforms?x=1
+TITLE=größe und länge
+"""
+
+
+def mutated(dice: random.Random, data: bytes) -> bytes:
+    """The data with a few changes."""
+    for _ in range(dice.choice((1, 1, 2, 3, 6))):
+        at = dice.randrange(len(data) + 1)
+        to = min(at + dice.choice((0, 0, 1, 2, 9)), len(data))
+        piece = dice.choice(NASTY).encode("utf-8", "surrogatepass")
+        kind = dice.randrange(8)
+        if kind < 4:
+            data = data[:at] + piece + data[to:]
+        elif kind == 4:
+            data = data[:at] + data[to:]
+        elif kind == 5:
+            data = data[:at] + bytes([dice.randrange(256)]) + data[to:]
+        elif kind == 6:
+            lines = data.split(b"\n")
+            lines.insert(dice.randrange(len(lines) + 1), dice.choice(lines))
+            data = b"\n".join(lines)
+        else:
+            data = data[:at] + piece * dice.choice((2, 50, 2000)) + data[at:]
+    return data
+
+
+class Hang(Exception):
+    """It took longer than any of it may."""
+
+
+@contextlib.contextmanager
+def in_time(seconds: float) -> Iterator[None]:
+    """Hang if what is done inside is not done in time."""
+
+    def ring(*_: object) -> None:
+        raise Hang(f"not done after {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def survived(act: Callable[[], object], *statuses: int) -> tuple[bool, list[str]]:
+    """Whether it was accepted; and what broke, if it neither was nor was refused with one of these statuses."""
+    try:
+        with in_time(10), quiet():
+            act()
+        return True, []
+    except deploy.Failure as failure:
+        return False, [] if failure.status in statuses else [f"status {failure.status}: {failure}"]
+    except SystemExit as end:
+        return False, [] if end.code in statuses else [f"status {end.code}"]
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is a traceback for the user
+        return False, [f"{type(error).__name__}: {error}"]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def in_env(dice: random.Random, row: Row, count: int) -> list[bytes]:
+    """Mutations of a .env: refused with 78, or read as systemd reads it; those that were accepted."""
+    accepted = []
+    with tempfile.TemporaryDirectory(dir=SHM) as folder:
+        path = Path(folder, ".env")
+        path.touch(0o600)
+        lines = ENV.encode().splitlines(keepends=True)
+        for _ in range(count):
+            data = mutated(dice, b"".join(dice.sample(lines, dice.randrange(1, len(lines)))))
+            path.write_bytes(data)
+            values: dict[str, str] = {}
+
+            def read(values: dict[str, str] = values) -> None:
+                values.update(deploy.read_env(path))
+                deploy.Redactor().hide(deploy.secrets_in(values))
+
+            good, found = survived(read, deploy.MISTAKE)
+            if good:
+                accepted.append(data)
+                try:
+                    if systemd(data.decode()) != values:
+                        found = ["systemd reads it differently"]
+                except Invalid as error:
+                    found = [str(error)]
+            row.count(repr(data[:200]), found)
+    return accepted
+
+
+def in_settings(dice: random.Random, row: Row, count: int) -> None:
+    """Mutations of deploy.ini: read, or refused with 78."""
+    shipped = deploy.SCRIPT.with_name("deploy.ini").read_text()
+    sections = re.split(r"(?m)^(?=\[)", re.sub(r"(?m)^#.*\n", "", shipped))[1:]
+    with tempfile.TemporaryDirectory(dir=SHM) as folder:
+        path = Path(folder, "deploy.ini")
+        for _ in range(count):
+            data = mutated(dice, "".join(dice.sample(sections, dice.randrange(1, 4))).encode())
+            path.write_bytes(data)
+            _, found = survived(lambda: deploy.read_settings(path), deploy.MISTAKE)
+            row.count(repr(data[:200]), found)
+
+
+def in_command_lines(dice: random.Random, row: Row, count: int) -> None:
+    """Random command lines: understood, or refused with 2; help is 0."""
+    flags = [flag for names, _ in deploy.ARGUMENTS.values() for flag in names]
+    words = [*deploy.COMMANDS, *flags, "-c", "--config", "-h", "--help", "--json=x", "--", "60"]
+    words += ["--wait=1", "HEAD", "main", "", "2026-12-24 18:00", "abcdef1", "ssh", "on"]
+    for _ in range(count):
+        line = [dice.choice(words) for _ in range(dice.randrange(6))]
+        line = [
+            os.fsdecode(mutated(dice, word.encode())) if dice.random() < 0.3 else word
+            for word in line
+        ]
+        _, found = survived(functools.partial(deploy.parse_arguments, line), 0, deploy.USAGE)
+        row.count(repr(line)[:300], found)
+
+
+def in_names(dice: random.Random, row: Row, count: int, asked: int) -> None:
+    """Mutations of the names of releases and logs, and some of revisions, which git is really asked for."""
+    with lab("one", "two") as place, mock.patch.dict(os.environ, LAB=str(place.root)):
+        site = deploy.Site(place.checkout / "deploy.ini")
+        revision, live = place.head(), place.linked("current")
+        good = [revision, revision[:7], "main", "HEAD~1", live, live[:16], "v1.0", "origin/main"]
+        for at in range(count):
+            name = os.fsdecode(mutated(dice, dice.choice(good).encode()))
+            act: Callable[[], object] = functools.partial(site.releases.to_go_back_to, name)
+            if at < asked:
+                act = functools.partial(ask_for, site, name)
+            elif at % 2:
+                act = functools.partial(deploy.show_logs, site, name)
+            _, found = survived(act, deploy.FAILED)
+            row.count(repr(name[:200]), found)
+
+
+def ask_for(site: deploy.Site, name: str) -> None:
+    """As the step `pull` asks git for a revision."""
+    found = site.git.commit(f"refs/remotes/origin/{name}", name)
+    deploy.require(
+        not found or re.fullmatch("[0-9a-f]{40}", found), f"{found!r} is no hash", "", 99
+    )
+
+
+# --------------------------------------------------------------------------------------------- secrets
+
+PEM = r"-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC\nBKcwggSjAgEAAoIBAQC7VJTUt9Us8cKB\n-----END PRIVATE KEY-----"
+PARTS = ("MIIEvQIBADANBgkqhkiG9w0BAQEFAASC", "BKcwggSjAgEAAoIBAQC7VJTUt9Us8cKB")
+
+
+def planted(dice: random.Random) -> dict[str, str]:
+    """Secrets of every kind, for .env."""
+    letters = string.ascii_letters + string.digits
+    token = "".join(dice.choices(letters, k=36)) + "7a"
+    return {
+        "SECRET_KEY": "pä/ss w+ö&r=d# " + "".join(dice.choices(letters + "-_@:", k=20)),
+        "API_TOKEN": f"ghp_{token}",
+        "PRIVATE_KEY": PEM,
+        "DATABASE_URL": f"postgres://gforms:{token[::-1]}@localhost:5432/gforms",
+    }
+
+
+def shapes(secret: str) -> dict[str, str]:
+    """How programs show a value."""
+    data = secret.encode()
+    basic = base64.b64encode(b"user:" + data).decode()
+    return {
+        "plain": secret,
+        "repr": repr(secret),
+        "json": json.dumps(secret),
+        "url": urllib.parse.quote(secret, safe=""),
+        "form": urllib.parse.quote_plus(secret),
+        "base64": base64.b64encode(data).decode(),
+        "base64 for URLs": base64.urlsafe_b64encode(b"x" + data).decode(),
+        "basic authorization": f"Authorization: Basic {basic}",
+        "hexadecimal": data.hex(),
+        "over lines": secret.replace("\\n", "\n"),
+    }
+
+
+def telling(secret: str) -> set[str]:
+    """The texts of which none may be seen: the secret, and what every shape of it has in its middle."""
+    bare = secret.split("@")[0].rpartition(":")[2] if "://" in secret else secret
+    found = {bare, *(PARTS if secret == PEM else ())}
+    for at in range(3):
+        encoded = base64.b64encode(b"x" * at + bare.encode()).decode()
+        found.add(encoded[4:-4])
+    return {*found, bare.encode().hex(), urllib.parse.quote(bare, safe="")}
+
+
+def in_every_shape(dice: random.Random, row: Row) -> None:
+    """Each secret in each shape, in the output of a failing command: shown nowhere."""
+    with lab("one") as place:
+        secrets = planted(dice)
+        place.env("".join(f"{name}='{value}'\n" for name, value in secrets.items()))
+        token = f"ghp_{''.join(dice.choices(string.ascii_letters, k=30))}01"
+        place.push({"app": "two"}, f"says {secrets['API_TOKEN']}")
+        place.script("services", 'cat "$LAB/text"; echo "$SECRET_KEY" >&2; exit 1')
+        cases = {
+            (name, shape): text
+            for name, value in secrets.items()
+            for shape, text in shapes(
+                value.split("@")[0].rpartition(":")[2] if "://" in value else value
+            ).items()
+        }
+        (place.root / "text").write_text("".join(f"{text}\n" for text in cases.values()))
+        titles: set[str] = set()
+        process, ended = start(place), threading.Event()
+        watcher = threading.Thread(target=watch_titles, args=(place, ended, titles))
+        watcher.start()
+        said = [place.end(process).stdout]
+        ended.set()
+        watcher.join()
+        for words in ("status", "history", "logs", "check", "history --json", "status --json"):
+            said.append(place.end(start(place, *words.split())).stdout)
+        url = f"https://deploy:{token}@127.0.0.1:1/gforms.git"
+        place.git("remote", "set-url", "origin", url, folder=place.checkout)
+        for words in ("deploy", "check", "--dry-run", "logs"):
+            said.append(place.end(start(place, *words.split())).stdout)
+        files = [*place.workspace.glob("*.json*"), *(place.workspace / "logs").iterdir()]
+        everything = "\n".join([*said, *titles, *(each.read_text() for each in files)])
+        for name, shape in cases:
+            seen = [each for each in telling(secrets[name]) if each in everything]
+            row.count(f"{name}, {shape}", [f"{seen} is shown"] if seen else [])
+        row.count("a token in a remote's URL", ["it is shown"] if token in everything else [])
+
+
+def watch_titles(place: Lab, ended: threading.Event, titles: set[str]) -> None:
+    """Collect the command lines of all processes of a lab."""
+    while not ended.wait(0.005):
+        titles.update(place.running().values())
+
+
+COMMANDS_OF_GITHUB = (
+    *("::error::boom", "  ::set-output name=x::y", "::stop-commands::x", "##[error]boom"),
+    *("a ##[add-path]/tmp", "\r::error file=a::b", "\x0b::warning::c", "\u2028::error::d"),
+    *(
+        "\x1b]0;title\x07",
+        "\x1b[2J\x1b[H",
+        "\x9b31m",
+        "\x1b[8mhidden",
+        "\x08\x08\x08",
+        "\x85::error::e",
+    ),
+)
+
+
+def does_something(line: str) -> bool:
+    """Whether a line is a command for GitHub's runner, or moves a terminal's cursor."""
+    return bool(re.search(r"^\s*::|##\[|[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]", line))
+
+
+def in_output(_: random.Random, row: Row) -> None:
+    """Workflow commands of GitHub and terminal escapes, in a commit's message and a command's output, do nothing."""
+    with lab("one") as place:
+        (place.root / "text").write_text("".join(f"{each}\n" for each in COMMANDS_OF_GITHUB))
+        place.script("services", 'cat "$LAB/text"; cat "$LAB/text" >&2; exit 1')
+        for text in COMMANDS_OF_GITHUB:
+            place.push({"app": text}, text)
+        said = [place.end(start(place)).stdout]
+        place.script("services", 'cat "$LAB/text"')
+        said.append(place.end(start(place)).stdout)
+        log = max((place.workspace / "logs").iterdir())
+        with contextlib.closing(io.StringIO()) as shown, contextlib.redirect_stdout(shown):
+            unforeseen(log)
+        for words in ("status", "history", "logs", "check", "history --json", "status --json"):
+            said.append(place.end(start(place, *words.split())).stdout)
+        lines = "".join(said).split("\n")
+        found = [repr(line[:100]) for line in lines if does_something(line)]
+        row.count("in a message and in output", found)
+        row.cases += 2 * len(COMMANDS_OF_GITHUB) - 1
+
+
+def unforeseen(log: Path) -> None:
+    """Write an error that nobody foresaw, whose message has lines, to a log."""
+    with mock.patch.object(deploy.log, "handlers", []):
+        deploy.start_logging(log)
+        try:
+            raise RuntimeError("\n".join(COMMANDS_OF_GITHUB))
+        except RuntimeError as error:
+            deploy.as_failure(error)
+        for handler in deploy.log.handlers:
+            handler.close()
+
+
+# ------------------------------------------------------------------------------------------- the table
+
+
+def parts(runs: int) -> dict[str, Callable[[random.Random, Row], object]]:
+    """What makes each row of the table, for about so many kills."""
+    inputs = runs * 12
+
+    def part(act: Callable[..., object], *arguments: object) -> Callable[..., object]:
+        return lambda dice, row: act(dice, row, *arguments)
+
+    return {
+        "a signal at every cut point of every run": part(
+            at_cut_points, 1.0 if runs >= 5000 else 0.1
+        ),
+        "SIGKILL, and again in the recovery": part(in_recovery, 0.4 if runs >= 5000 else 0.1),
+        "a signal at a random instant": part(at_random_instants, max(runs - 1600, 50)),
+        "a signal to real processes": part(of_real_processes, max(runs // 100, 5)),
+        "50 starts at once": part(at_once, 50),
+        "mutations of `.env`": part(in_env, inputs * 9 // 20),
+        "mutations of `deploy.ini`": part(in_settings, inputs * 5 // 20),
+        "mutations of command lines": part(in_command_lines, inputs * 4 // 20),
+        "mutations of names": part(in_names, inputs * 2 // 20, runs // 20),
+        "secrets in every shape": part(in_every_shape),
+        "commands of GitHub, escapes": part(in_output),
+    }
+
+
+def main() -> int:
+    """Print the table; 1 if something did not hold."""
+    parser = argparse.ArgumentParser(prog="python3 -m tests.faults", description=__doc__)
+    parser.add_argument("--seed", type=int, default=20261124)
+    parser.add_argument("--runs", type=int, default=5000, help="kills, about (default: 5000)")
+    parser.add_argument("--only", default="", help="the rows whose fault holds this text")
+    options = parser.parse_args()
+    print("| fault | cases | held | what did not | time |\n|---|---|---|---|---|", flush=True)
+    rows = []
+    for fault, part in parts(options.runs).items():
+        if options.only in fault:
+            row, began = Row(fault), time.monotonic()
+            part(random.Random(f"{options.seed} {fault}"), row)
+            row.seconds = time.monotonic() - began
+            rows.append(row)
+            print(row.line(), flush=True)
+    for broken in (f"{row.fault}: {each}" for row in rows for each in row.broke):
+        print(broken, file=sys.stderr)
+    seconds = sum(row.seconds for row in rows)
+    print(f"\nSeed {options.seed}, {sum(row.cases for row in rows)} cases, {seconds:.0f} s.")
+    return int(any(row.broke for row in rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,62 @@
+"""A small part of the fault matrix, which `python3 -m tests.faults` runs as a whole; and what it found once."""
+
+from __future__ import annotations
+
+import random
+import unittest
+from collections.abc import Callable
+
+from tests import faults
+from tests.lab import LabTest
+
+
+class MatrixTest(unittest.TestCase):
+    def assert_holds(self, least: int, part: Callable[..., object], *arguments: object) -> None:
+        """A part of the matrix has so many cases, and all of them hold."""
+        row = faults.Row(self.id())
+        part(random.Random(self.id()), row, *arguments)
+        self.assertGreaterEqual(row.cases, least)
+        self.assertEqual(row.broke, [])
+
+    def test_a_signal_at_cut_points(self) -> None:
+        self.assert_holds(10, faults.at_cut_points, 0.02)
+
+    def test_killed_again_in_the_recovery(self) -> None:
+        self.assert_holds(3, faults.in_recovery, 0.07)
+
+    def test_a_signal_at_random_instants(self) -> None:
+        self.assert_holds(20, faults.at_random_instants, 20)
+
+    def test_a_signal_to_real_processes(self) -> None:
+        self.assert_holds(2, faults.of_real_processes, 2)
+
+    def test_many_starts_at_once(self) -> None:
+        self.assert_holds(6, faults.at_once, 5)
+
+    def test_bad_input(self) -> None:
+        self.assert_holds(1000, faults.in_env, 1000)
+        self.assert_holds(300, faults.in_settings, 300)
+        self.assert_holds(200, faults.in_command_lines, 200)
+        self.assert_holds(150, faults.in_names, 150, 10)
+
+    def test_secrets_in_every_shape(self) -> None:
+        self.assert_holds(40, faults.in_every_shape)
+
+    def test_commands_of_github_and_escapes(self) -> None:
+        self.assert_holds(20, faults.in_output)
+
+    def test_what_breaks_is_counted(self) -> None:
+        row = faults.Row("x")
+        row.count("one", [])
+        row.count("two", ["it broke"])
+        self.assertEqual(row.line(), "| x | 2 | 1 | two: it broke | 0 s |")
+
+
+class TornFreezeTest(LabTest):
+    def test_it_still_freezes(self) -> None:
+        """A rollback that was killed while it wrote why deployments are frozen."""
+        for text in (b"", b'{"by": ', b"7", b"\xff"):
+            with self.subTest(text):
+                (self.lab.workspace / "frozen").write_bytes(text)
+                self.assert_sentence(self.lab.deploy(), 77, ["frozen since some time by somebody"])
+                self.assertNotIn("Traceback", self.lab.deploy("status").stdout)
