@@ -41,7 +41,7 @@ verify = verify
 [restart]
 candidate =
 command = restart
-process =
+main_process =
 [health]
 url = http://127.0.0.1:1/
 deadline = 0.01
