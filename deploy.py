@@ -760,12 +760,11 @@ def _quoted_forms(secret: str) -> set[bytes]:
 
 def _in_base64(secret: bytes) -> set[bytes]:
     """What base64 makes of it, wherever it begins, without what is its neighbours' as well."""
-    if len(secret) < 6:  # any word could hold that
-        return set()
     return {
         base64.b64encode(bytes(at) + secret, letters)[-(-at * 4 // 3) : (at + len(secret)) * 4 // 3]
         for at in range(3)
         for letters in (b"+/", b"-_")
+        if len(secret) > 5  # what any word could hold is no trace of it
     }
 
 
