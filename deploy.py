@@ -171,7 +171,8 @@ def transaction(
     site: Site, command: str, wait: float = 0, asked: str = "", hidden: bool = False
 ) -> Iterator[Run]:
     """One run under the lock: all of what it begins is committed, or taken back."""
-    site.prepare()
+    with shielded():  # a version that takes over has something to take back already
+        site.prepare()
     console.hidden = hidden
     run = Run(site, command, asked)
     with (
@@ -3040,6 +3041,7 @@ def _follow(run: Run) -> None:
         console.line = None  # on a terminal, the new version takes this step anew
         say("deploy.py or its settings changed: starting over as the new version")
         take_back(site)
+        Signals.check()  # the new version knows nothing of a signal that came before it
         site.lock.hand_over(run.started)
         os.execv(sys.executable, [sys.executable, str(SCRIPT), *sys.argv[1:]])
 

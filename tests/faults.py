@@ -70,6 +70,8 @@ class Row:
 class Stage(Play):
     """A play whose runs get real signals, at a cut point or at an instant; it knows restores and a start-over."""
 
+    greeting = 0  # the signal that meets a new version when it begins
+
     def __init__(self) -> None:
         super().__init__()
         ini = INI.replace("{python}", sys.executable)
@@ -134,7 +136,7 @@ class Stage(Play):
             if handler is not deploy.console:
                 handler.close()
         deploy.console.label = "deploy"
-        deploy.Signals.received = deploy.Signals.shields = 0
+        deploy.Signals.received, deploy.Signals.shields = self.greeting, 0
         deploy.start_logging()
         status = self.status_of(command)
         os.write(self.writing, str(Actor.cut.passed).encode())
@@ -174,8 +176,8 @@ class Actor(Played):
         return super().run(argv, folder, *rest, **options)
 
     def write(self, name: str, text: str) -> None:
-        (self.root / f"{name}-beside").write_text(text)
-        (self.root / f"{name}-beside").replace(self.root / name)
+        (self.root / f"beside-{name}").write_text(text)
+        (self.root / f"beside-{name}").replace(self.root / name)
 
     def play_merge(self, words: list[str], folder: Path) -> None:
         self.write("head", words[-1])
@@ -458,7 +460,8 @@ def of_real_processes(dice: random.Random, row: Row, count: int) -> None:
                 seconds[name] = (seconds[name] + time.monotonic() - began) / 2
             # the first tenth of a second is Python's: it compiles the file, and nothing was begun
             early = run.stdout.startswith("Traceback") and run.returncode == -signal.SIGINT
-            found = [run.stdout[-500:]] if "Traceback" in run.stdout and not early else []
+            traced = re.search(r"(?m)^Traceback", run.stdout) and not early
+            found = [run.stdout[-500:]] if traced else []
             fine = {0, -number, 128 + number, *([1] if target == "everything" else [])}
             if run.returncode not in fine:
                 found.append(f"the status was {run.returncode}: {run.stdout[-300:]}")
