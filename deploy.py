@@ -171,7 +171,8 @@ def transaction(
     site: Site, command: str, wait: float = 0, asked: str = "", hidden: bool = False
 ) -> Iterator[Run]:
     """One run under the lock: all of what it begins is committed, or taken back."""
-    site.prepare()
+    with shielded():  # a version that takes over has something to take back already
+        site.prepare()
     console.hidden = hidden
     run = Run(site, command, asked)
     with (
@@ -760,12 +761,11 @@ def _quoted_forms(secret: str) -> set[bytes]:
 
 def _in_base64(secret: bytes) -> set[bytes]:
     """What base64 makes of it, wherever it begins, without what is its neighbours' as well."""
-    if len(secret) < 6:  # any word could hold that
-        return set()
     return {
         base64.b64encode(bytes(at) + secret, letters)[-(-at * 4 // 3) : (at + len(secret)) * 4 // 3]
         for at in range(3)
         for letters in (b"+/", b"-_")
+        if len(secret) > 5  # what any word could hold is no trace of it
     }
 
 
@@ -3041,6 +3041,7 @@ def _follow(run: Run) -> None:
         console.line = None  # on a terminal, the new version takes this step anew
         say("deploy.py or its settings changed: starting over as the new version")
         take_back(site)
+        Signals.check()  # the new version knows nothing of a signal that came before it
         site.lock.hand_over(run.started)
         os.execv(sys.executable, [sys.executable, str(SCRIPT), *sys.argv[1:]])
 

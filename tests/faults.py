@@ -18,6 +18,7 @@ import os
 import random
 import re
 import select
+import shutil
 import signal
 import string
 import subprocess
@@ -68,6 +69,8 @@ class Row:
 
 class Stage(Play):
     """A play whose runs get real signals, at a cut point or at an instant; it knows restores and a start-over."""
+
+    greeting = 0  # the signal that meets a new version when it begins
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +136,7 @@ class Stage(Play):
             if handler is not deploy.console:
                 handler.close()
         deploy.console.label = "deploy"
-        deploy.Signals.received = deploy.Signals.shields = 0
+        deploy.Signals.received, deploy.Signals.shields = self.greeting, 0
         deploy.start_logging()
         status = self.status_of(command)
         os.write(self.writing, str(Actor.cut.passed).encode())
@@ -173,8 +176,8 @@ class Actor(Played):
         return super().run(argv, folder, *rest, **options)
 
     def write(self, name: str, text: str) -> None:
-        (self.root / f"{name}-beside").write_text(text)
-        (self.root / f"{name}-beside").replace(self.root / name)
+        (self.root / f"beside-{name}").write_text(text)
+        (self.root / f"beside-{name}").replace(self.root / name)
 
     def play_merge(self, words: list[str], folder: Path) -> None:
         self.write("head", words[-1])
@@ -431,7 +434,6 @@ def of_real_processes(dice: random.Random, row: Row, count: int) -> None:
     """A signal to the tool, its group, or everything, at a random instant of a real run."""
     with lab("one", "two") as place:
         dump = place.root / "dump"
-        dump.write_text("app.0001_first\n")
         commands: dict[str, list[str]] = {
             "deploy": ["deploy"],
             "rollback": ["rollback", "--no-freeze"],
@@ -445,6 +447,7 @@ def of_real_processes(dice: random.Random, row: Row, count: int) -> None:
             name, number = dice.choice(list(commands)), dice.choice(SIGNALS)
             target = dice.choice(("the tool", "its group", "everything"))
             before, text = place.current(), f"text-{at}"
+            shutil.copy(place.root / "database", dump)
             more = {"deploy.py": f"{tool}# {at}\n"} if name == "start-over" else {}
             place.push({"app": text, "migrations": f"app.0001_first\napp.{at}\n", **more})
             instant, began = dice.uniform(0, seconds[name]), time.monotonic()
@@ -455,7 +458,10 @@ def of_real_processes(dice: random.Random, row: Row, count: int) -> None:
             run = place.end(process)
             if not run.returncode:
                 seconds[name] = (seconds[name] + time.monotonic() - began) / 2
-            found = [] if "Traceback" not in run.stdout else [run.stdout[-500:]]
+            # the first tenth of a second is Python's: it compiles the file, and nothing was begun
+            early = run.stdout.startswith("Traceback") and run.returncode == -signal.SIGINT
+            traced = re.search(r"(?m)^Traceback", run.stdout) and not early
+            found = [run.stdout[-500:]] if traced else []
             fine = {0, -number, 128 + number, *([1] if target == "everything" else [])}
             if run.returncode not in fine:
                 found.append(f"the status was {run.returncode}: {run.stdout[-300:]}")

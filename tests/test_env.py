@@ -5,6 +5,7 @@ And of its values, those that are secrets are never shown, however they are quot
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import shlex
@@ -399,6 +400,20 @@ class RedactorTest(unittest.TestCase):
                     masked = self.masked(f"<{form}>", secret)
                     self.assertIn("***", masked)
                     self.assertLessEqual(len(masked), len("<x'***'yb>"), masked)
+
+    def test_in_base64_whatever_stands_before_and_after_it(self) -> None:
+        for secret in ("hunter22", "größe\\und", "?>?>?>?>correct-horse"):
+            for before in ("", "u", "me", "user:"):
+                for encode in (base64.b64encode, base64.urlsafe_b64encode):
+                    text = encode(f"{before}{secret}@db".encode()).decode()
+                    with self.subTest(text=text):
+                        self.assertIn("***", self.masked(f"Basic {text}", secret))
+
+    def test_a_line_of_a_key_that_has_several(self) -> None:
+        key = r"-----BEGIN KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC\nshort"
+        hidden = deploy.secrets_in({"KEY": key})
+        self.assertIn("MIIEvQIBADANBgkqhkiG9w0BAQEFAASC", hidden)
+        self.assertNotIn("short", hidden)
 
     def test_one_that_cannot_be_encoded_is_no_error(self) -> None:
         self.assertEqual(self.masked("<a\udc80b-c-d-e-f>", "a\udc80b-c-d-e-f"), "<***>")

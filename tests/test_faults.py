@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import unittest
 from collections.abc import Callable
 
@@ -50,6 +51,17 @@ class MatrixTest(unittest.TestCase):
         row.count("one", [])
         row.count("two", ["it broke"])
         self.assertEqual(row.line(), "| x | 2 | 1 | two: it broke | 0 s |")
+
+
+class StartOverTest(unittest.TestCase):
+    def test_a_signal_that_meets_the_new_version_when_it_begins(self) -> None:
+        """It has the journal of the version before it to close, and the run to record."""
+        with faults.staged() as stage:
+            stage.greeting = signal.SIGTERM
+            status, _ = stage.run(revision="new")
+            self.assertEqual(status, 128 + signal.SIGTERM)
+            self.assertEqual(list(stage.broken("two")), [])
+            self.assertEqual(stage.entries()[-1].result, "interrupted")
 
 
 class TornFreezeTest(LabTest):
