@@ -30,8 +30,8 @@ is.
 
 Contents: signals · the story · errors · settings · .env · log · running commands · lock and
 journal · history and releases · git · health check · the project's Django · database · site ·
-candidate · traffic · what changed · notifications · the run · the steps · rolling back · backup
-and restore · the tables · looking · set-up · command line
+files of the server · candidate · traffic · what changed · notifications · the run · the steps ·
+rolling back · backup and restore · the tables · looking · set-up · command line
 """
 
 from __future__ import annotations
@@ -125,6 +125,7 @@ def deploy(
     at: str | None = None,
     if_changed: bool = False,
     dry_run: bool = False,
+    prove: bool = False,
     wait: float = 0,
 ) -> int:
     """Deploy the remote branch, or a revision."""
@@ -138,7 +139,12 @@ def deploy(
         if if_changed and not has_changed(run):
             return report_health(run)
         for step in site.settings.deploy.steps:
-            run.step(step)
+            if not prove or step not in ("migrate", "restart"):
+                run.step(step)
+        if prove:
+            prove_candidate(run)
+            take_back(site)  # its packages stay, for the deployment that follows
+            return OK
         run.commit("live")
     return OK
 
@@ -1262,6 +1268,8 @@ class Journal:
     def who(self, lock: Path) -> str:
         """Who runs, for a sentence."""
         self.load()
+        if not self.run:
+            return "a set-up, or a run that has just begun"
         run = defaultdict(str, {key: str(value)[:200] for key, value in self.run.items()})
         who = "{command} by {by} since {since} (process {pid}), at {step}".format_map(run)
         if Path("/proc/self").exists() and not Path(f"/proc/{run['pid'] or 'nobody'}").exists():
@@ -1758,6 +1766,16 @@ def list_migrations(keeps_defaults: bool) -> None:
     print(json.dumps({"migrations": found, **_describe_database()}))
 
 
+def list_folders() -> None:
+    """Print what the project's settings say of its static files and uploads, as JSON."""
+    import json
+
+    from django.conf import settings
+
+    names = ("STATIC_URL", "STATIC_ROOT", "MEDIA_ROOT")
+    print(json.dumps([str(getattr(settings, name) or "") for name in names]))
+
+
 def _read_migrations() -> tuple[Any, list[tuple[Any, bool]]]:
     """Django's executor, and every migration in its order, with whether it is applied."""
     from django.db import connection
@@ -1955,6 +1973,7 @@ IN_DJANGO = "from __future__ import annotations\n" + "\n\n".join(
     inspect.getsource(each)
     for each in (
         list_migrations,
+        list_folders,
         _read_migrations,
         _find_conflicts,
         _judge_operation,
@@ -2025,14 +2044,17 @@ class Database:
 
     def look(self, release: Release) -> Schema:
         """What a release's Django knows of the database, asked in the way in which it migrates."""
+        told = self.ask_django(self._limited(release), "list_migrations", self.guarded)
+        told["migrations"] = [Migration(**each) for each in told["migrations"]]
+        return Schema(**told)
+
+    def ask_django(self, release: Release, function: str, *arguments: object) -> Any:
+        """What a function prints as JSON, in its last line, in a release's own Django."""
         try:
-            said = self._in_django(self._limited(release), "list_migrations", self.guarded)
-            told = json.loads(said.splitlines()[-1])
-            told["migrations"] = [Migration(**each) for each in told["migrations"]]
-            return Schema(**told)
-        except (ValueError, LookupError, TypeError):
+            return json.loads(self._in_django(release, function, *arguments).splitlines()[-1])
+        except (ValueError, IndexError):
             raise Failure(
-                "[migrate] shell did not list the migrations",
+                "[migrate] shell did not answer in JSON",
                 "it must run the Python that it gets on its stdin, as manage.py shell does",
             ) from None
 
@@ -2294,8 +2316,8 @@ class Site:
 
     @functools.cached_property
     def checkout(self) -> Release:
-        """The checkout, as a place to run commands in."""
-        return self.releases.open(self.root)
+        """The checkout, as a place to run commands in: at its top, wherever manage.py is."""
+        return Release(self.root, "", self.root, self.base | self.variables)
 
     @functools.cached_property
     def hosts(self) -> list[str]:
@@ -2472,6 +2494,106 @@ def what_is_live(site: Site) -> Answer:
     if stuck:
         what += f"; {stuck} was left half way: run this again, which puts it right first"
     return good and not stuck and not site.data_lost, what
+
+
+# ---------------------------------------------------------------------------- files of the server
+
+UNITS, NGINX, SUDOERS = Path("/etc/systemd/system"), Path("/etc/nginx"), Path("/etc/sudoers.d")
+SERVICE, TIMER = (
+    ("gunicorn.socket", "gunicorn.service", "gforms-recover.service"),
+    ("gforms-deploy.service", "gforms-deploy.timer"),
+)
+SETUP = f"sudo python3 {SCRIPT} setup"
+SECURE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # sudo's own PATH
+CERTBOT = "managed by Certbot"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A file that set-up places: its text, its rights, and a command that judges it beforehand."""
+
+    path: Path
+    text: str
+    mode: int = 0o644
+    check: tuple[str, ...] = ()
+
+    def difference(self) -> list[str]:
+        """What differs in its place; of a file that Certbot manages, only the lines it lacks."""
+        old, lines = text_of(self.path), self.text.splitlines()
+        if CERTBOT in old:
+            return [line for line in lines if line.strip() not in old]
+        return [*difflib.unified_diff(old.splitlines(), lines, "now", "then", lineterm="")]
+
+
+def text_of(path: Path) -> str:
+    """The text of a file; nothing when it is not there."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def sites_in_the_way(site: Site) -> list[Path]:
+    """The files of nginx that are in use for a public name of the site, and the default one."""
+    hosts = "|".join(map(re.escape, site.hosts))
+    same = re.compile(rf"server_name[^;]*\s({hosts})[\s;]")
+    return [
+        each
+        for each in sorted(NGINX.glob("sites-enabled/*"))
+        if same.search(text_of(each)) or (each.name == "default" and CERTBOT not in text_of(each))
+    ]
+
+
+def files_to_place(site: Site, timer: bool) -> list[Placed]:
+    """The units, the rights and nginx's site, as they are to be; whoever asks need not be root."""
+    names = SERVICE + TIMER if timer else SERVICE
+    units = {name: _fill_in(site, f"systemd/{name}") for name in names}
+    standby = re.sub(r"(?ms)^\[Install\]$.*?(?=^\[|\Z)", "", units["gunicorn.service"])
+    units["gunicorn-standby.service"] = re.sub(
+        r"(?m)^(Description=.*)", r"\1, stand-by during a restart", standby
+    )
+    rights = SUDOERS / re.sub(r"\W", "-", f"{site.root.name}-deploy")
+    sites = [each.resolve() for each in sites_in_the_way(site) if CERTBOT in text_of(each)]
+    sites.append(NGINX / "sites-available/gforms.conf")
+    return [
+        *(Placed(UNITS / name, text) for name, text in units.items()),
+        Placed(rights, _sudo_rights(site), 0o440, ("visudo", "--check", "--file")),
+        Placed(sites[0], _fill_in(site, "nginx/gforms.conf")),
+    ]
+
+
+def _fill_in(site: Site, name: str) -> str:
+    text, owner = text_of(site.root / name), pwd.getpwuid(site.root.stat().st_uid)
+    require(text, f"{site.root / name} is not there", "commit it, beside deploy.py", MISTAKE)
+    root, current = (re.escape(str(path)) for path in (site.root, site.releases.current))
+    shared = [f"-{site.root / each}" for each in site.settings.deploy.shared if each.endswith("/")]
+    for pattern, ours in (
+        (r"/home/ubuntu/gforms", str(site.root)),
+        (rf"ReadWritePaths=-{root}/.*", f"ReadWritePaths={' '.join(shared)}"),
+        (rf"{root}/\.env$", str(site.root / site.settings.env.file)),
+        (rf"{root}/\.deploy/", f"{site.workspace}/"),
+        (rf"{current}(?=/\.venv/|$)", str(site.releases.current / site.settings.deploy.project)),
+        (r"server_name gforms\.example\.com;", f"server_name {' '.join(site.hosts)};"),
+        (r"^User=.*", f"User={owner.pw_name}"),
+        (r"^Group=.*", f"Group={grp.getgrgid(owner.pw_gid).gr_name}"),
+    ):
+        text = re.sub(pattern, ours, text, flags=re.MULTILINE)
+    return text
+
+
+def _sudo_rights(site: Site) -> str:
+    text = f"# What [restart] of {site.settings_file} runs.\n"
+    for _, _, name, *arguments in site.settings.restart.sudo():
+        words = " ".join(re.sub(r"([\\,:=*?!\[\] ])", r"\\\1", word) for word in arguments) or '""'
+        program = shutil.which(name, path=SECURE_PATH) or f"/usr/sbin/{name}"
+        text += f"{site.root.owner()} ALL=(root) NOPASSWD: {program} {words}\n"  # "": no argument
+    return text
+
+
+def drift(site: Site) -> list[str]:
+    """Which files on the server are not as the checkout has them: one sentence, or none."""
+    with contextlib.suppress(Failure, OSError):  # a project without the shipped files has its own
+        files = files_to_place(site, timer=(UNITS / TIMER[1]).exists())
+        found = [str(each.path) for each in files if each.mode == 0o644 and each.difference()]
+        return [f"not as this checkout has them: {', '.join(found)}"] if found else []
+    return []
 
 
 # -------------------------------------------------------------------------------------- candidate
@@ -2666,7 +2788,10 @@ def say_changes(run: Run, before: str) -> None:
         if was.get(name) != now.get(name)
     ]
     migrations = [f"migration {each.name}" for each in run.migrated]
-    for line in (*shortened(commits), *migrations, *shortened(moved)):
+    # where there is no service, there was no set-up either
+    has_service = (UNITS / SERVICE[1]).exists()
+    differs = [f"{each}; run: {SETUP}" for each in drift(site) if has_service]
+    for line in (*shortened(commits), *migrations, *shortened(moved), *differs):
         say(line)
 
 
@@ -3124,10 +3249,40 @@ def restore_services(site: Site, act: Act) -> str:
 
 
 def collect_static(run: Run) -> None:
-    """Step 5: collectstatic, into the candidate's own folder."""
+    """Step 5: collectstatic, into the candidate's own folder, where nginx finds it."""
     run.end_candidate()  # in another order of the steps, it has booted without its static files
     section = run.site.settings.static
     run.site.run(section.command, run.release, section.timeout)
+    if run.site.settings.migrate.shell:
+        _hold_to_nginx(run)
+
+
+def _hold_to_nginx(run: Run) -> None:
+    """Have static files and uploads where nginx/gforms.conf looks, or say what to write."""
+    folder, project, nginx = run.release.folder, run.release.project, "nginx/gforms.conf"
+    url, *roots = run.site.database.ask_django(run.release, "list_folders")
+    static, media = places = [(project / root).resolve() for root in roots]
+    for root, place, name in zip(roots, places, ("staticfiles", "media"), strict=True):
+        link = folder / name
+        if root and place != link.resolve() and (link.is_symlink() or not link.exists()):
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(place, folder))
+    served = url.startswith("/") and text_of(folder / nginx)  # else another server has them
+    require(
+        not served or f" {url} {{" in served,
+        f"{nginx} has no location for STATIC_URL = {url!r}",
+        "write STATIC_URL = '/static/' in Django's settings and push",
+    )
+    require(
+        not served or (static == (folder / "staticfiles").resolve() and folder in static.parents),
+        f"STATIC_ROOT is {static}, where nginx does not look, or which releases share",
+        "write STATIC_ROOT = BASE_DIR / 'staticfiles' in Django's settings and push",
+    )
+    require(
+        not roots[1] or not (media.is_relative_to(folder) or folder.is_relative_to(media)),
+        f"MEDIA_ROOT is {media}: what is uploaded there would end with its release",
+        f"write {os.path.relpath(media, folder)}/ into [deploy] shared and push",
+    )
 
 
 def migrate(run: Run) -> None:
@@ -3259,15 +3414,20 @@ def check_reversible(migrations: Iterable[Migration]) -> None:
     )
 
 
+def prove_candidate(run: Run) -> None:
+    """Have the candidate answer the health check, before any user sees it."""
+    run.start_candidate()
+    if run.candidate and run.site.health:
+        run.candidate.prove(run.site.health)
+        if run.command == "deploy" and run.site.settings.health.rehearse:
+            run.candidate.rehearse(run.site.health)
+    run.end_candidate()
+
+
 def restart(run: Run) -> None:
     """Step 7: prove the candidate, switch to it, restart gunicorn, check the health of the site."""
     site, section, releases = run.site, run.site.settings.restart, run.site.releases
-    run.start_candidate()
-    if run.candidate and site.health:
-        run.candidate.prove(site.health)
-        if run.command == "deploy" and site.health.of.rehearse:
-            run.candidate.rehearse(site.health)
-    run.end_candidate()
+    prove_candidate(run)
     os.sync()  # a power cut must not leave a release live whose files are empty
     old, older = releases.live_name(), releases.linked(releases.previous)
     traffic = run.traffic = Traffic(site.workspace / "statsd")
@@ -3569,6 +3729,8 @@ def _ask_all(site: Site, holder: str) -> dict[str, Answer]:
     if site.maintenance.exists():
         remedy = "end it: python3 deploy.py maintenance off"
         answers["maintenance"] = False, f"nginx answers 503 to everyone; {remedy}"
+    for found in drift(site):
+        answers["set-up"] = True, f"{found}; run: {SETUP}"
     if why := why_frozen(site):
         answers["frozen"] = True, f"{why}; end it: python3 deploy.py thaw"
     site.journal.load()
@@ -3722,6 +3884,7 @@ def _find_problems(site: Site, bare: Release) -> Iterator[Finding]:
         ),
     ]
     with contextlib.suppress(Failure):  # of `.env`, which was said
+        yield from ((True, found, f"run: {SETUP}") for found in drift(site))
         yield from _find_alarms(site)
 
 
@@ -3842,66 +4005,8 @@ PACKAGES = {
     "nginx": "nginx",
     "pipenv": "pipenv",
     "docker": "docker.io",
+    "setfacl": "acl",
 }
-SECURE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # sudo's own PATH
-UNITS, NGINX, SUDOERS = Path("/etc/systemd/system"), Path("/etc/nginx"), Path("/etc/sudoers.d")
-SERVICE, TIMER = (
-    ("gunicorn.socket", "gunicorn.service"),
-    ("gforms-deploy.service", "gforms-deploy.timer"),
-)
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A file that set-up places: its text, its rights, and a command that judges it beforehand."""
-
-    path: Path
-    text: str
-    mode: int = 0o644
-    check: tuple[str, ...] = ()
-
-
-def text_of(path: Path) -> str:
-    """The text of a file; nothing when it is not there."""
-    return path.read_text(encoding="utf-8") if path.exists() else ""
-
-
-def files_to_place(site: Site, timer: bool) -> list[Placed]:
-    """The units, the rights and nginx's site, as they are to be; whoever asks need not be root."""
-    names = SERVICE + TIMER if timer else SERVICE
-    units = {name: _fill_in(site, f"systemd/{name}") for name in names}
-    standby = re.sub(r"(?ms)^\[Install\]$.*?(?=^\[|\Z)", "", units["gunicorn.service"])
-    units["gunicorn-standby.service"] = re.sub(
-        r"(?m)^(Description=.*)", r"\1, stand-by during a restart", standby
-    )
-    rights = SUDOERS / re.sub(r"\W", "-", f"{site.root.name}-deploy")
-    return [
-        *(Placed(UNITS / name, text) for name, text in units.items()),
-        Placed(rights, _sudo_rights(site), 0o440, ("visudo", "--check", "--file")),
-        Placed(NGINX / "sites-available/gforms.conf", _fill_in(site, "nginx/gforms.conf")),
-    ]
-
-
-def _fill_in(site: Site, name: str) -> str:
-    text, owner = text_of(site.root / name), pwd.getpwuid(site.root.stat().st_uid)
-    require(text, f"{site.root / name} is not there", "commit it, beside deploy.py", MISTAKE)
-    for pattern, ours in (
-        (r"/home/ubuntu/gforms", str(site.root)),
-        (r"server_name gforms\.example\.com;", f"server_name {' '.join(site.hosts)};"),
-        (r"(?m)^User=.*", f"User={owner.pw_name}"),
-        (r"(?m)^Group=.*", f"Group={grp.getgrgid(owner.pw_gid).gr_name}"),
-    ):
-        text = re.sub(pattern, ours, text)
-    return text
-
-
-def _sudo_rights(site: Site) -> str:
-    text = f"# What [restart] of {site.settings_file} runs.\n"
-    for _, _, name, *arguments in site.settings.restart.sudo():
-        words = " ".join(re.sub(r"([\\,:=*?!\[\] ])", r"\\\1", word) for word in arguments) or '""'
-        program = shutil.which(name, path=SECURE_PATH) or f"/usr/sbin/{name}"
-        text += f"{site.root.owner()} ALL=(root) NOPASSWD: {program} {words}\n"  # "": no argument
-    return text
 
 
 class Server:
@@ -3936,14 +4041,13 @@ class Server:
 
     def place(self, file: Placed) -> None:
         """Put a file in its place if it differs, with what was there kept beside it."""
-        path, old = file.path, text_of(file.path)
-        if file.text == old:
+        path, difference = file.path, file.difference()
+        if not difference:
             return
         self.changes += 1
         say(f"write {path}")
         if self.dry_run:
-            lines = old.splitlines(), file.text.splitlines()
-            for line in difflib.unified_diff(*lines, "now", "then", lineterm=""):
+            for line in difference:
                 say(line)
             return
         beside, kept = (path.with_name(f"{path.name}.{end}") for end in ("new", clock(STAMP)))
@@ -3962,7 +4066,8 @@ class Server:
 
 def _install_programs(server: Server) -> None:
     path = server.site.base["PATH"]
-    programs = {argv[0] for argv in server.site.settings.step_commands()} | {"git", "nginx"}
+    commands = server.site.settings.step_commands()
+    programs = {"git", "nginx", "setfacl", *(argv[0] for argv in commands)}
     wanted = sorted(programs & PACKAGES.keys())
     missing = [PACKAGES[each] for each in wanted if not shutil.which(each, path=path)]
     if "docker" in programs and not server.holds("docker", "compose", "version"):
@@ -3971,8 +4076,9 @@ def _install_programs(server: Server) -> None:
     if missing:
         server.change("apt-get", "update")
         server.change("apt-get", "install", "--yes", *missing)
-    if "docker" in programs and "docker" not in server.ask("id", "-nG", server.user).split():
-        server.change("usermod", "--append", "--groups", "docker", server.user)
+    groups = {"adm", *({"docker"} & programs)}  # adm reads the logs of nginx and of the journal
+    if lacking := groups - {*server.ask("id", "-nG", server.user).split()}:
+        server.change("usermod", "--append", "--groups", ",".join(sorted(lacking)), server.user)
 
 
 def _verify_units(server: Server, units: Sequence[Placed]) -> None:
@@ -4003,18 +4109,8 @@ def _place_units(server: Server, units: Sequence[Placed]) -> bool:
 def _place_site(server: Server, file: Placed) -> bool:
     """Put nginx's file in place of those with its names; whether nginx has to read it anew."""
     enabled, before = NGINX / "sites-enabled", server.changes
-    link, hosts = enabled / file.path.name, "|".join(map(re.escape, server.site.hosts))
-    same = re.compile(rf"server_name[^;]*\s({hosts})[\s;]")
-    rivals = [
-        each
-        for each in sorted(enabled.glob("*"))
-        if each.name in ("default", link.name) or same.search(text_of(each))
-    ]
-    for each in rivals:
-        if "managed by Certbot" in text_of(each):
-            say(f"{each} is managed by Certbot: nginx is left as it is")
-            return False
-    for each in sorted({*rivals} - {link}):
+    link = enabled / file.path.name
+    for each in sorted({*sites_in_the_way(server.site)} - {link}):
         kept = str(file.path.with_name(f"{each.name}.{clock(STAMP)}"))
         server.change("mv", str(each), kept, undo=("mv", kept, str(each)))
     server.place(file)
@@ -4037,46 +4133,79 @@ def _take_port(server: Server, changed: bool, running: bool) -> None:
         server.change("systemctl", "start", "gunicorn")
 
 
+def _check_takeover(server: Server, files: Sequence[Placed], in_place: bool) -> None:
+    """Failure if what is there would be left half taken over, before anything is touched."""
+    for file in files:
+        old = text_of(file.path)
+        folder = "".join(re.findall(r"(?m)^WorkingDirectory=(.*)", old))
+        require(
+            folder in file.text or Path(folder).is_relative_to(server.site.root),
+            f"{file.path} serves another checkout, in {folder}",
+            f"if that is not needed any more: sudo rm {file.path}",
+        )
+        if CERTBOT in old and (lacking := file.difference()):
+            raise Failure(
+                f"{file.path} is {CERTBOT}, and lacks {plural(len(lacking), 'line')}",
+                f"write those above into it, then: {SETUP} && sudo systemctl reload nginx",
+                details=lacking,
+            )
+    there = (*(file.path for file in files), *sites_in_the_way(server.site))
+    require(
+        not in_place or not re.search(r"\bunix:|ListenStream=/", "".join(map(text_of, there))),
+        "gunicorn is behind a unix socket, and cannot go on while it gets another address",
+        "write --bind 127.0.0.1:8000 in its unit, proxy_pass http://127.0.0.1:8000; in nginx's "
+        "site, and: sudo systemctl disable --now gunicorn.socket; sudo systemctl daemon-reload; "
+        f"sudo systemctl restart gunicorn nginx; then: {SETUP}",
+    )
+    changed = in_place and server.ask(
+        *server.as_owner, "git", "status", "--porcelain", "--untracked-files=no"
+    )
+    require(
+        not changed,
+        f"changes in {server.site.root} are in no commit: {changed and changed.strip()}",
+        "commit and push them, or what runs now cannot become a release",
+    )
+
+
 def _set_up(server: Server, timer: bool) -> None:
     """Every part in its place, in an order in which a site that is there goes on."""
-    site = server.site
-    *units, rights, nginx_site = files_to_place(site, timer)
+    site, files = server.site, files_to_place(server.site, timer)
+    *units, rights, nginx_site = files
     running = server.holds("systemctl", "is-active", "gunicorn")
     in_place = running and not site.releases.live_name()
-    if in_place:
-        dirty = ("git", "status", "--porcelain", "--untracked-files=no")
-        changed = server.ask(*server.as_owner, *dirty)
-        require(
-            not changed,
-            f"changes in {site.root} are in no commit: {changed.strip()}",
-            "commit and push them, or what runs now cannot become a release",
-        )
+    _check_takeover(server, files, in_place)
     _install_programs(server)
     _verify_units(server, units)
-    server.place(rights)
-    new_site = _place_site(server, nginx_site)
-    # a gunicorn that holds the port by itself goes on behind the socket, with its own unit
-    first = [unit for unit in units if not running or unit.path.suffix == ".socket"]
-    _take_port(server, _place_units(server, first), running)
-    _place_units(server, [unit for unit in units if unit not in first])
-    for folder in map(str, [*reversed(site.root.parents), site.root]):  # for the static files
-        if not os.stat(folder).st_mode & 0o001:
-            server.change("chmod", "o+x", folder, undo=("chmod", "o-x", folder))
-    if in_place:  # what it runs becomes the first release
-        deploy_py = (sys.executable, str(SCRIPT), "-c", str(site.settings_file))
+    deploy_py = (*server.as_owner, sys.executable, str(SCRIPT), "-c", str(site.settings_file))
+    if in_place:  # what it runs becomes the first release, if that can be built and answers
         revision = server.ask(*server.as_owner, "git", "rev-parse", "HEAD")
-        server.change(*server.as_owner, *deploy_py, "deploy", revision)
-    if new_site:
+        server.change(*deploy_py, "deploy", revision, "--prove")
+    with site.lock.held(0, site.journal):
+        server.place(rights)
+        new_site = _place_site(server, nginx_site)
+        # a gunicorn that holds the port by itself goes on behind the socket, with its own unit
+        first = [unit for unit in units if not running or unit.path.suffix == ".socket"]
+        _take_port(server, _place_units(server, first), running)
+        _place_units(server, [unit for unit in units if unit not in first])
+        for folder in map(str, [*reversed(site.root.parents), site.root]):
+            nginx_passes = ("runuser", "-u", "www-data", "--", "test", "-x", folder)
+            if not os.stat(folder).st_mode & 0o001 and not server.holds(*nginx_passes):
+                undo = ("setfacl", "-x", "u:www-data", folder)
+                server.change("setfacl", "-m", "u:www-data:x", folder, undo=undo)
+    if in_place:
+        server.change(*deploy_py, "deploy", revision, "--wait", "600")
+    if new_site or in_place:
         server.change("systemctl", "reload-or-restart", "nginx")
 
 
 def setup(site: Site, dry_run: bool = False, timer: bool = False) -> int:
     """As root: put in place what a server needs; safe to run again."""
-    console.label, root, again = "setup", site.root, f"sudo python3 {SCRIPT} setup"
-    require(not os.geteuid(), "only root may set a server up", again, MISTAKE)
+    console.label, root, section = "setup", site.root, site.settings.deploy
+    names = (section.workspace, section.project, site.settings.env.file, *section.shared)
+    require(not os.geteuid(), "only root may set a server up", SETUP, MISTAKE)
     require(
-        root.owner() != "root" and re.fullmatch(r"[\w./+-]+", str(root)),
-        f"{root} must belong to the user who deploys, and have a plain name",
+        root.owner() != "root" and re.fullmatch(r"[\w./+-]+", f"{root}{''.join(names)}"),
+        f"{root} must belong to the user who deploys, and have a plain name, as all paths in it",
         "mend it: chown -R, or mv",
         MISTAKE,
     )
@@ -4086,8 +4215,6 @@ def setup(site: Site, dry_run: bool = False, timer: bool = False) -> int:
         "write the public names of the site there",
         MISTAKE,
     )
-    holder = site.lock.holder(site.journal)
-    require(not holder, f"another run holds the lock: {holder}", "wait for it", LOCKED)
     server = Server(site, dry_run)
     try:
         _set_up(server, timer)
@@ -4097,7 +4224,7 @@ def setup(site: Site, dry_run: bool = False, timer: bool = False) -> int:
         failure = as_failure(error)
         failure.live = "what it had changed was put back, but for packages and groups"
         if type(error) is not Failure:  # which has a remedy of its own
-            failure.remedy = f"mend that, then: {again}"
+            failure.remedy = f"mend that, then: {SETUP}"
         raise failure from None
     made = "would be made" if dry_run else "made; next: log in again, then python3 deploy.py"
     say(f"{plural(server.changes, 'change')} {made}" if server.changes else "nothing to change")
@@ -4151,6 +4278,10 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         _flag("do and say nothing unless the branch, .env or the settings changed"),
     ),
     "dry_run": (("--dry-run",), _flag("say what would be done, change nothing")),
+    "prove": (
+        ("--prove",),
+        _flag("build the release, have its candidate answer, and remove it again"),
+    ),
     "wait": (
         ("--wait",),
         {
@@ -4182,7 +4313,7 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "timer": (("--timer",), _flag("deploy what is new every five minutes, too")),
 }
 COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
-    "deploy": (deploy, "revision at if_changed dry_run wait"),
+    "deploy": (deploy, "revision at if_changed dry_run prove wait"),
     "rollback": (rollback, "release reverse_migrations freeze wait"),
     "backup": (back_up, "as_json wait"),
     "restore": (restore_backup, "file yes test wait"),

@@ -8,6 +8,7 @@ files of its repository, so that a commit can be made that fails in any way:
     broken     the paths that answer 500
     boot       `broken` when the application cannot be imported
     static     `broken` when collectstatic fails
+    folders    STATIC_URL, STATIC_ROOT and MEDIA_ROOT as a list in JSON, when they are not the usual ones
     migrations the names of its migrations, one a line, with =names for those that one replaces; one with `bad` in it
                fails, one with `block` in it blocks, one with `fixed` in it cannot be reversed, one with `remove` in it
                removes a column, one with `plain` in it is not atomic, one with `unrehearsed` in it fails in a rehearsal
@@ -56,7 +57,8 @@ MANAGE = """
 import json, os, sys
 lab, code = os.environ["LAB"], sys.stdin.read() if sys.argv[1] == "shell" else ""
 call = os.environ["CALL"] = code.strip().rpartition("\\n")[2]  # as in reverse_migrations(['app.0002_x'], 2000)
-names = {"list_migrations": "plan", "reverse_migrations": "reverse", "migrate_in_django": "migrate"}
+names = {"list_migrations": "plan", "reverse_migrations": "reverse", "migrate_in_django": "migrate",
+         "list_folders": "folders"}
 command = sys.argv[1] if not call else names.get(call.partition("(")[0], "rehearse")
 undo = call.split("'")[1::2]
 read = lambda path: open(path).read() if os.path.exists(path) else ""
@@ -72,6 +74,8 @@ if command == "collectstatic":
         sys.exit("the static files are broken")
     os.mkdir("staticfiles")
     open("staticfiles/style.css", "w").write(read("app"))
+elif command == "folders":
+    print(read("folders") or json.dumps(["/static/", os.path.abspath("staticfiles"), ""]))
 elif command == "plan":
     assert "json.dumps" in code
     print("Planned operations:")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
-from tests.lab import LabTest, with_setting
+from tests.lab import PROJECT, LabTest, with_setting
 
 HTTPS = "advice: the site is not served over HTTPS; sudo certbot --nginx: see the README\n"
 
@@ -269,6 +270,30 @@ class Manage(LabTest):
             run.stdout, f"['dumpdata', '-c', 'x=1'] {release} a $ecret = value # of 1\n"
         )
         self.assertEqual(run.returncode, 7)
+
+
+class SetUp(LabTest):
+    """What a server lacks that was never set up, or not since a push changed what it gets."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        for name in ("systemd", "nginx"):
+            shutil.copytree(PROJECT / name, self.lab.checkout / name)
+
+    def test_check(self) -> None:
+        run = self.lab.deploy("check")
+        self.assert_status(run, 1)
+        self.assertRegex(
+            run.stdout,
+            "problem: not as this checkout has them: /etc/systemd/system/gunicorn.socket, .*; "
+            "run: sudo python3 .*/deploy.py setup\n",
+        )
+
+    def test_status(self) -> None:
+        """It is said; whether the site is well is another question."""
+        run = self.lab.deploy("status")
+        self.assert_status(run, 0)
+        self.assertRegex(run.stdout, "set-up +good: not as .*; run: sudo python3 .*deploy.py setup")
 
 
 class Check(LabTest):

@@ -57,7 +57,7 @@ class Said(MigrationTest):
     def test_a_shell_that_lists_nothing_is_no_answer(self) -> None:
         self.push("app.0002_good")
         self.lab.setting("migrate", "shell", "true")
-        self.assert_failed(self.lab.deploy(), "[migrate] shell did not list the migrations")
+        self.assert_failed(self.lab.deploy(), "[migrate] shell did not answer in JSON")
         self.assert_applied()
 
     def test_without_a_shell_it_backs_up_and_migrates_every_time(self) -> None:
@@ -389,9 +389,7 @@ class Rollback(RollbackTest):
 
     def test_nor_are_they_passed_over_for_want_of_a_shell(self) -> None:
         self.lab.setting("migrate", "shell", "")
-        self.assert_failed(
-            self.reverse(), "[migrate] shell did not list the migrations", live="two"
-        )
+        self.assert_failed(self.reverse(), "[migrate] shell did not answer in JSON", live="two")
         self.assert_applied(*self.more)
 
     def test_out_of_a_state_where_none_is_live_the_database_must_have_what_it_needs(self) -> None:

@@ -54,6 +54,7 @@ class SetupTest(unittest.TestCase):
         self.env("ALLOWED_HOSTS=gforms.example.com,www.example.com\n")
         self.commands, self.changed = list[str](), ""
         self.active, self.enabled = set[str](), set[str]()
+        self.passable = set[str]()  # the folders that nginx's user got through by an access list
         self.loaded, self.groups = (
             "",
             "adm docker",
@@ -89,7 +90,7 @@ class SetupTest(unittest.TestCase):
         """Play systemd, apt and git, and fail where this must; files are really moved."""
         failed = deploy.CommandFailed(argv, folder, "ended with status 1", [])
         if (
-            not re.match("is-|version|-nG", argv[-2])
+            not re.match("is-|version|-nG|-x", argv[-2])
             and argv[1:2] != ("compose",)
             and "is-" not in argv[1]
         ):
@@ -108,9 +109,12 @@ class SetupTest(unittest.TestCase):
             self.active -= units if argv[1] == "stop" else set()
             self.enabled |= units if argv[1] == "enable" else set()
             self.enabled -= units if argv[1] == "disable" else set()
-        elif argv[0] in ("mv", "ln", "rm", "chmod") and subprocess.call(
-            argv, stderr=subprocess.DEVNULL
-        ):
+        elif argv[0] == "runuser" and argv[-1] not in self.passable:
+            raise failed
+        elif argv[0] == "setfacl":
+            self.passable -= {argv[-1]}
+            self.passable |= {argv[-1]} if argv[1] == "-m" else set()
+        elif argv[0] in ("mv", "ln", "rm") and subprocess.call(argv, stderr=subprocess.DEVNULL):
             raise failed
         return {"id": self.groups}.get(argv[0], self.changed if "status" in argv else "0123456")
 
@@ -152,6 +156,7 @@ class SetupTest(unittest.TestCase):
             "active": " ".join(sorted(self.active)),
             "enabled": " ".join(sorted(self.enabled)),
             "loaded": self.loaded,
+            "passable": " ".join(sorted(self.passable)),
         }
         for path in sorted(self.root.rglob("*")):
             text = (
@@ -186,7 +191,7 @@ class NewServerTest(SetupTest):
         standby = standby.replace(", stand-by during a restart", "")
         self.assertEqual(service.removeprefix(standby), "[Install]\nWantedBy=multi-user.target\n")
         self.assertNotEqual(service, standby)
-        self.assertEqual(self.enabled, {"gunicorn", "gunicorn.socket"})
+        self.assertEqual(self.enabled, {"gunicorn", "gunicorn.socket", "gforms-recover"})
         self.assertEqual(self.active, {"gunicorn.socket"})
 
     def test_a_unit_with_other_words_in_another_order(self) -> None:
@@ -237,10 +242,74 @@ class NewServerTest(SetupTest):
             (self.checkout / "away").rename(self.checkout / name)
             self.assertEqual(self.state(), before)
 
-    def test_the_group_of_docker(self) -> None:
-        self.groups = "adm dockers"
+    def test_the_folders_that_the_settings_name(self) -> None:
+        """In the units and in nginx's site, whatever the name of the checkout begins with."""
+        self.checkout = self.checkout.rename(self.root / "home" / "gforms.2")
+        (self.checkout / "deploy.ini").write_text(
+            "[deploy]\nproject = server\nworkspace = made/here\nshared = .env server/media/ data/\n"
+            "[env]\nfile = server/prod.env\n"
+        )
+        (self.checkout / "server").mkdir()
+        (self.checkout / ".env").rename(self.checkout / "server" / "prod.env")
         self.set_up()
-        self.assertEqual(self.commands[0], "usermod --append --groups docker ubuntu")
+        root, unit = str(self.checkout), self.etc / "systemd/system/gunicorn.service"
+        for line in (
+            f"WorkingDirectory={root}/made/here/current/server",
+            f"ExecStart={root}/made/here/current/server/.venv/bin/gunicorn",
+            f"EnvironmentFile={root}/server/prod.env",
+            f"ReadWritePaths=-{root}/server/media -{root}/data",
+        ):
+            self.assertIn(f"\n{line}\n", unit.read_text())
+        text = (self.nginx / "sites-enabled/gforms.conf").read_text()
+        for folder in ("made/here/maintenance", "made/here/current/staticfiles"):
+            self.assertIn(f" {root}/{folder}", text)
+
+    def test_a_database_is_restored_in_the_checkout(self) -> None:
+        """Where the script for it lies, though manage.py may lie elsewhere."""
+        (self.checkout / "deploy.ini").write_text("[deploy]\nproject = server\n")
+        with (
+            self.playing() as site,
+            mock.patch.object(site.commands, "run", return_value="") as run,
+        ):
+            site.database.restore("drop", "restored")
+        self.assertEqual(run.call_args.args[1], self.checkout)
+
+    def test_another_checkout_that_is_served(self) -> None:
+        """Its units are not written over."""
+        unit, root = self.etc / "systemd/system/gunicorn.service", self.checkout
+        unit.write_text(f"[Service]\nWorkingDirectory={root}2\n")
+        before = self.state()
+        with self.assertRaisesRegex(
+            deploy.Failure, f"{unit} serves another checkout, in {root}2"
+        ) as raised:
+            self.set_up()
+        self.assertIn(f"sudo rm {unit}", raised.exception.remedy)
+        self.assertEqual((self.state(), self.commands), (before, []))
+
+    def test_the_groups_of_the_user(self) -> None:
+        """One reads nginx's log, one asks Docker."""
+        self.groups = "admin dockers"
+        self.set_up()
+        self.assertEqual(self.commands[0], "usermod --append --groups adm,docker ubuntu")
+
+    def test_it_holds_the_lock(self) -> None:
+        held, play = dict[str, str](), self.play
+
+        def look(argv: Sequence[str], *rest: Any, **more: Any) -> str:
+            lock = deploy.Lock(self.checkout / ".git")
+            held[argv[0]] = lock.holder(deploy.Journal(self.checkout / "journal"))
+            return play(argv, *rest, **more)
+
+        with mock.patch.object(self, "play", look):
+            self.set_up()
+        self.assertEqual(held["nginx"], "a set-up, or a run that has just begun")
+        with (
+            self.playing() as site,
+            site.lock.held(0, site.journal),
+            self.assertRaisesRegex(deploy.Failure, "another run holds the lock: ") as raised,
+        ):
+            self.set_up("--timer")
+        self.assertEqual(raised.exception.status, 75)
 
     def test_packages(self) -> None:
         self.set_up()
@@ -268,10 +337,11 @@ class NewServerTest(SetupTest):
         self.assertEqual(file.stat().st_mode & 0o777, 0o440)
 
     def test_the_way_to_the_static_files(self) -> None:
+        """nginx passes through a folder that is closed to others, and nobody else does."""
         self.checkout.parent.chmod(0o750)
         self.set_up()
-        for folder in (self.root, self.checkout.parent, self.checkout):
-            self.assertTrue(folder.stat().st_mode & 0o001, folder)
+        self.assertEqual(self.passable, {str(self.root), str(self.checkout.parent)})
+        self.assertEqual(self.checkout.parent.stat().st_mode & 0o777, 0o750)
 
     def test_a_second_time(self) -> None:
         self.assertRegex(
@@ -300,7 +370,7 @@ class NewServerTest(SetupTest):
         with self.playing() as site:
             placed = deploy.files_to_place(site, timer=True)
         differing = [each.path.name for each in placed if deploy.text_of(each.path) != each.text]
-        self.assertEqual(len(placed), 7)
+        self.assertEqual(len(placed), 8)
         self.assertEqual(differing, ["gforms-deploy.service", "gforms-deploy.timer"])
 
     def test_a_dry_run(self) -> None:
@@ -313,7 +383,7 @@ class NewServerTest(SetupTest):
             "changes would be made",
         ):
             self.assertIn(line, said)
-        self.assertEqual(said.count("setup    write "), 5, said)
+        self.assertEqual(said.count("setup    write "), 6, said)
 
     def test_the_timer_only_when_asked_for(self) -> None:
         self.set_up()
@@ -329,12 +399,42 @@ class NewServerTest(SetupTest):
     def test_what_certbot_wrote_is_left_alone(self) -> None:
         self.set_up()
         site = self.nginx / "sites-available/gforms.conf"
-        site.write_text(f"{OLD_SITE} # managed by Certbot\n")
+        site.write_text(f"{site.read_text()}listen 443 ssl; # managed by Certbot\n")
         before = self.state()
-        self.assertRegex(
-            self.set_up(), r"managed by Certbot: nginx is left as it is\n.*nothing to change"
-        )
+        self.assertEqual(self.set_up(), "setup    nothing to change\n")
         self.assertEqual(self.state(), before)
+        self.assertEqual(self.drift(), [])
+
+    def test_what_certbot_wrote_lacks_lines(self) -> None:
+        """It says which, before anything is touched."""
+        self.enable("shop", f"{OLD_SITE} # managed by Certbot\n")
+        before = self.state()
+        with self.assertRaisesRegex(
+            deploy.Failure, r"shop is managed by Certbot, and lacks \d+"
+        ) as raised:
+            self.set_up()
+        self.assertIn("    server 127.0.0.1:8000 fail_timeout=0;", raised.exception.details)
+        self.assertNotIn("    listen 80;", raised.exception.details)
+        self.assertEqual((self.state(), self.commands), (before, []))
+
+    def drift(self) -> list[str]:
+        with self.playing() as site:
+            return deploy.drift(site)
+
+    def test_what_differs_is_named(self) -> None:
+        """After a push that changes what set-up places; also where set-up never was."""
+        self.assertIn(f"{self.etc}/systemd/system/gunicorn.socket, ", self.drift()[0])
+        self.set_up()
+        self.assertEqual(self.drift(), [])
+        with open(self.checkout / "systemd/gunicorn.socket", "a") as unit:
+            unit.write("Backlog=9\n")
+        found = f"not as this checkout has them: {self.etc}/systemd/system/gunicorn.socket"
+        self.assertEqual(self.drift(), [found])
+        with speaking() as said, self.playing() as site:
+            run = mock.Mock(site=site, migrated=[], release=mock.Mock(project=self.checkout))
+            with mock.patch.object(site, "git", return_value=""):
+                deploy.say_changes(run, "before")
+        self.assertIn(f"{found}; run: sudo python3 {deploy.SCRIPT} setup\n", said.getvalue())
 
     def test_a_checkout_of_root(self) -> None:
         for user, words in (
@@ -360,16 +460,17 @@ class TakeoverTest(SetupTest):
             self.commands.index(each)
             for each in self.commands
             if re.search(
-                r"^systemctl (stop gunicorn.socket gunicorn|start)|deploy 0123456$"
+                r"^systemctl (stop gunicorn.socket gunicorn|start)|deploy 0123456"
                 r"|reload-or-restart nginx$",
                 each,
             )
         ]
         self.assertEqual(
             [self.commands[at].split()[-1] for at in order],
-            ["gunicorn", "gunicorn.socket", "gunicorn", "0123456", "nginx"],
+            ["--prove", "gunicorn", "gunicorn.socket", "gunicorn", "600", "nginx"],
         )
-        self.assertIn("sudo -Hu ubuntu -- ", self.commands[order[3]])
+        for at in (order[0], order[4]):
+            self.assertIn("sudo -Hu ubuntu -- ", self.commands[at])
         self.assertEqual(self.sites(), ["gforms.conf", "other"])
 
     def test_its_own_unit_starts_it_behind_the_socket(self) -> None:
@@ -386,6 +487,33 @@ class TakeoverTest(SetupTest):
         self.assertEqual(seen, [OLD_UNIT])
         self.assertNotEqual(unit.read_text(), OLD_UNIT)
 
+    def test_what_cannot_be_a_release_is_not_even_touched(self) -> None:
+        """It is built, and its candidate answers, before anything of the site is changed."""
+        before, self.failing = self.state(), 4
+        with self.assertRaises(deploy.CommandFailed):
+            self.set_up()
+        self.assertTrue(self.commands[-1].endswith("deploy 0123456 --prove"), self.commands)
+        self.assertEqual(self.state(), before)
+
+    def test_a_unix_socket(self) -> None:
+        """In the unit or in nginx: its address cannot change while the site goes on."""
+        unit, site = (
+            self.etc / "systemd/system/gunicorn.service",
+            self.nginx / "sites-enabled/gforms",
+        )
+        for path, line in (
+            (unit, "--bind unix:/run/gunicorn.sock"),
+            (site, "# http://unix:/run/x"),
+        ):
+            kept = path.read_text()
+            path.write_text(f"{kept}{line}\n")
+            before = self.state()
+            with self.assertRaisesRegex(deploy.Failure, "behind a unix socket") as raised:
+                self.set_up()
+            self.assertIn("proxy_pass http://127.0.0.1:8000; in nginx", raised.exception.remedy)
+            self.assertEqual(self.state(), before)
+            path.write_text(kept)
+
     def test_changes_that_are_in_no_commit(self) -> None:
         self.changed, before = " M forms/settings.py", self.state()
         with self.assertRaisesRegex(deploy.Failure, "forms/settings.py"):
@@ -401,7 +529,7 @@ class TakeoverTest(SetupTest):
         self.assertGreater(len(commands), 12)
         shutil.rmtree(self.root)
         shutil.copytree(saved, self.root, symlinks=True)
-        self.active, self.enabled = {"gunicorn"}, set()
+        self.active, self.enabled, self.passable = {"gunicorn"}, set(), set()
         self.load()
         for self.failing, command in enumerate(commands, start=1):
             with self.subTest(command):

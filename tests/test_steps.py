@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 
-from tests.lab import LabTest, wait_for
+from tests.lab import MANAGE, LabTest, wait_for
 
 DIES_ONCE = """
 import os, sys
@@ -14,6 +16,56 @@ if not os.path.exists(died):
     open(died, "w").close()
     sys.exit("half of a file")
 """
+
+
+class Folders(LabTest):
+    """Where nginx looks for static files and uploads, they are."""
+
+    def test_static_files_in_another_folder_of_the_release(self) -> None:
+        self.lab.push({"app": "two", "manage.py": MANAGE.replace("staticfiles", "assets")})
+        self.assert_deployed(self.lab.deploy(), "two")
+        link = self.lab.workspace / "current" / "staticfiles"
+        self.assertEqual(os.readlink(link), "assets")
+        self.assertEqual((link / "style.css").read_text(), "two")
+
+    def test_static_files_on_another_server(self) -> None:
+        folders = ["https://cdn.example.com/", "", ""]
+        self.lab.push({"app": "two", "folders": json.dumps(folders), "nginx/gforms.conf": "none"})
+        self.assert_deployed(self.lab.deploy(), "two")
+
+    def test_uploads(self) -> None:
+        self.lab.setting("deploy", "shared", ".env media/ files/up/")
+        for app, folder in (("two", "media"), ("three", "files/up")):
+            self.lab.push({"app": app, "folders": json.dumps(["/static/", "staticfiles", folder])})
+            self.assert_deployed(self.lab.deploy(), app)
+            found = self.lab.workspace / "current" / "media"
+            self.assertEqual(found.resolve(), self.lab.checkout / folder)
+
+
+class Proof(LabTest):
+    """A rehearsal: what is built and has answered is removed again, and nothing else has changed."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.lab.push({"app": "two", "migrations": "app.0001_first\napp.0002_good\n"})
+
+    def test_of_a_release_that_works(self) -> None:
+        run = self.lab.deploy("--prove")
+        self.assert_status(run, 0)
+        self.assertIn("the candidate answers: 200 OK", run.stdout)
+        self.assert_untouched()
+        self.assertEqual(self.lab.results(), ["live"])
+        self.assert_deployed(self.lab.deploy(), "two")
+
+    def test_of_one_that_does_not(self) -> None:
+        self.lab.push({"boot": "broken"})
+        self.assert_failed(self.lab.deploy("--prove"), "the candidate was not proven")
+        self.assert_untouched()
+
+    def assert_untouched(self) -> None:
+        self.assert_live("one")
+        self.assert_only_good_releases()
+        self.assertEqual((self.lab.root / "database").read_text(), "app.0001_first")
 
 
 class BeforeTheSwitch(LabTest):
@@ -89,6 +141,30 @@ class BeforeTheSwitch(LabTest):
             run, "static", "`python manage.py collectstatic --noinput` ended with status 1"
         )
         self.assertIn("| the static files are broken", run.stdout)
+
+    def test_static_files_that_nginx_does_not_find(self) -> None:
+        nginx = "location ^~ /static/ {"
+        for folders, words in (
+            (
+                ["/static/", "/srv/static", ""],
+                "STATIC_ROOT is /srv/static, where nginx does not look",
+            ),
+            (["/static/", "assets", ""], "/assets, where nginx does not look"),
+            (
+                ["/assets/", "staticfiles", ""],
+                "nginx/gforms.conf has no location for STATIC_URL = '/assets/'",
+            ),
+        ):
+            with self.subTest(folders):
+                self.lab.push({"folders": json.dumps(folders), "nginx/gforms.conf": nginx})
+                self.assert_failed(self.lab.deploy(), "static", words, "write STATIC_")
+
+    def test_uploads_that_would_end_with_their_release(self) -> None:
+        for folder in ("uploads", ".", ".."):
+            self.lab.push({"folders": json.dumps(["/static/", "staticfiles", folder])})
+            self.assert_failed(
+                self.lab.deploy(), "MEDIA_ROOT is /", "into [deploy] shared and push"
+            )
 
     def test_migrate_in_the_middle(self) -> None:
         self.lab.push(

@@ -152,12 +152,41 @@ class SetupTest(SiteCase):
 
     def test_static_files(self) -> None:
         """nginx's user reads the static files, and not `.env`."""
+        self.assertEqual(self.site.run("stat --format=%a /home/ubuntu").stdout, "750\n")
         path = f"{WORKSPACE}/current/staticfiles/{self.site.style().removeprefix('/static/')}"
         as_nginx = ["runuser", "-u", "www-data", "--"]
         self.site.run([*as_nginx, "test", "-r", path])
         self.assertNotEqual(
             self.site.run([*as_nginx, "cat", f"{CHECKOUT}/.env"], check=False).returncode, 0
         )
+
+    def test_uploads(self) -> None:
+        """nginx's user reads what the application wrote, and a page among it gets no rights of the site."""
+        site, folder = self.site, f"{CHECKOUT}/media/a"
+        self.addCleanup(site.run, ["rm", "-r", folder])
+        umask = "umask $(systemctl show --value --property=UMask gunicorn)"
+        site.run(f"{umask}; mkdir -p {folder}; echo hello > {folder}/b.html", user="ubuntu")
+        answer = site.http("/media/a/b.html")
+        self.assertEqual((answer.status, answer.body), (200, "hello\n"))
+        self.assertEqual([*answer.all("Content-Security-Policy")], ["sandbox"])
+        self.assertEqual(site.http("/media/none").status, 404)
+
+    def test_a_boot_after_a_power_cut(self) -> None:
+        """What was cut off is put right by a unit, which a boot starts; without such a run, nothing happens."""
+        site, unit, journal = self.site, "gforms-recover", f"{WORKSPACE}/journal.json"
+        self.assertEqual(site.run(["systemctl", "is-enabled", unit]).stdout, "enabled\n")
+        self.assertEqual(site.run(["test", "-e", journal], check=False).returncode, 1)
+        site.run(["systemctl", "start", unit])
+        cut_off = {
+            "run": {"command": "deploy", "by": "x", "started": "20260101T000000Z"},
+            "begun": [],
+        }
+        site.put(journal, json.dumps(cut_off), user="ubuntu")
+        site.run(["systemctl", "start", unit], timeout=120)
+        said = site.run(["journalctl", "--output=cat", f"--unit={unit}"]).stdout
+        self.assertEqual(said.count("found: a deploy by x was cut off"), 1, said)
+        self.assertEqual(site.run(["test", "-e", journal], check=False).returncode, 1)
+        site.await_rest()
 
     def test_rights(self) -> None:
         """The deploying user may run the commands of [restart] as root, and nothing else."""
