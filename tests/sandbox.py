@@ -56,6 +56,9 @@ url = http://127.0.0.1:{port}/
 headers =
 contains = name="release"
 deadline = 20
+[status]
+checks =
+    database: python manage.py check --database default
 [notify]
 journal =
 """
