@@ -326,14 +326,18 @@ class WaitTest(HealthTest):
 
 class AddressTest(HealthTest):
     def test_where_a_browser_finds_the_site(self) -> None:
-        https = {"X-Forwarded-Proto": "https"}
-        for host, headers, address in (
-            ("gforms.example.org", https, "https://gforms.example.org/"),
-            ("gforms.example.org", {}, "http://gforms.example.org/"),
-            ("", https, f"{self.address}/x"),
-            ("localhost", https, f"{self.address}/x"),
-            ("192.0.2.7", https, f"{self.address}/x"),
+        for host, refused, address in (
+            ("gforms.example.org", 0, "https://gforms.example.org/"),
+            ("gforms.example.org", 111, "http://gforms.example.org/"),  # nothing serves HTTPS
+            ("", 0, f"{self.address}/x"),
+            ("localhost", 0, f"{self.address}/x"),
+            ("192.0.2.7", 0, f"{self.address}/x"),
         ):
-            with self.subTest(host=host, headers=headers):
-                check = self.check("/x", host=host, headers=headers)
+            check = self.check("/x", host=host)
+            with (
+                self.subTest(host=host, refused=refused),
+                mock.patch.object(
+                    deploy.socket.socket, "connect_ex", lambda *_, code=refused: code
+                ),
+            ):
                 self.assertEqual(check.address(), address)
