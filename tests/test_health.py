@@ -336,8 +336,6 @@ class AddressTest(HealthTest):
             check = self.check("/x", host=host)
             with (
                 self.subTest(host=host, refused=refused),
-                mock.patch.object(
-                    deploy.socket.socket, "connect_ex", lambda *_, code=refused: code
-                ),
+                mock.patch.object(socket.socket, "connect_ex", lambda *_, code=refused: code),
             ):
                 self.assertEqual(check.address(), address)
