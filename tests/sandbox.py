@@ -415,7 +415,7 @@ class Sandbox:
 
     def act_five(self) -> tuple[int, str]:
         """Go back by hand."""
-        return self.deploy("rollback")
+        return self.deploy("rollback", "--no-freeze")
 
 
 def play(sandbox: Sandbox, keep: bool) -> int:

@@ -123,7 +123,7 @@ class Migrations(unittest.TestCase):
         self.assertIn("open", self.columns())
 
         with self.subTest("rollback --reverse-migrations"):
-            said = self.deploy(0, "rollback", "--reverse-migrations")
+            said = self.deploy(0, "rollback", "--no-freeze", "--reverse-migrations")
             self.assertIn("has formsApp.0002_form_open more than", said)
             self.assertNotIn("open", self.columns())
             self.assertIn("to be applied: formsApp.0002_form_open\n", self.deploy(0))

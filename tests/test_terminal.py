@@ -27,6 +27,9 @@ FIELDS = [
     "state",
     "live",
     "inputs",
+    "requests",
+    "errors",
+    "slowest",
 ]
 SECRET = "hunter2 hunter2"
 STEP = r"^[✓✗] (\w+) +\d+\.\d s  "
@@ -212,7 +215,7 @@ class Changes(LabTest):
         self.changes()
         self.lab.tick()
         self.assertEqual(
-            self.changes("rollback")[1:],
+            self.changes("rollback", "--no-freeze")[1:],
             ["commit taken back HASH says two", "package a: 1 -> none"],
         )
 

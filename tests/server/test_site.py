@@ -301,6 +301,8 @@ class LoadTest(SiteCase):
         site.run(f"sed -i 's/^ALLOWED_HOSTS=.*/&,{other}/' .env && "
                  "sed -i 's/^    container_name: redis$/&\\n    labels: [changed=yes]/' docker-compose.yml",
                  user="ubuntu", cwd=CHECKOUT)  # fmt: skip
+        # what nginx answers to is an affair of `setup`, which `check` would say
+        self.addCleanup(site.run, f"sed -i 's/,{other}//' .env", user="ubuntu", cwd=CHECKOUT)
         new = self.push()
         with self.under_load("changed .env", "/", "/late/") as watch:
             watch.run = site.deploy()
@@ -321,8 +323,8 @@ class LoadTest(SiteCase):
             watch.run = site.operate("python3 deploy.py restart")
         self.assert_live(watch.run, live)
         self.assert_met(watch, live)
-        self.assertRegex(watch.run.text, "(?s)docker compose up .*restart gunicorn-standby\n.*restart gunicorn\n"
-                         ".*the site answers.*nginx -t\n.*restart nginx\n")  # fmt: skip
+        self.assertRegex(watch.run.text, "(?s)docker compose up .*nginx -t\n.*restart nginx\n"
+                         ".*restart gunicorn-standby\n.*restart gunicorn\n.*the site answers")  # fmt: skip
         self.assertEqual(
             (set(processes) & set(self.processes()), site.containers()), (set(), containers)
         )
@@ -336,7 +338,7 @@ class LoadTest(SiteCase):
         return found.split()
 
     def test_slow_import(self) -> None:
-        """It takes 3 s to import; a request of 9 s runs across the switch, and old workers import late after it."""
+        """It takes 3 s to import; a request of 10 s runs across the switch, and old workers import late after it."""
         site, old = self.site, self.site.version()
         site.edit("forms/wsgi.py", APPLICATION, f"__import__('time').sleep(3)\n{APPLICATION}")
         new = self.push()
@@ -344,7 +346,7 @@ class LoadTest(SiteCase):
             ["systemctl", "restart", "gunicorn"]
         )  # workers that have not imported the late module
         with concurrent.futures.ThreadPoolExecutor() as pool, \
-                self.under_load("import of 3 s, request of 9 s", "/") as watch:  # fmt: skip
+                self.under_load("import of 3 s, request of 10 s", "/") as watch:  # fmt: skip
             running = site.begin()
             running.await_line(STANDBY_STARTS)
             # too early, and it ends before the old server has to; too late, and the stand-by takes it
@@ -362,9 +364,9 @@ class LoadTest(SiteCase):
         )
 
     def ask_slowly(self, delay: float) -> tuple[int, str, float]:
-        """Send a request of 5 s after a while; its status, who answered, and when."""
+        """Send a request of 10 s after a while; its status, who answered, and when."""
         time.sleep(delay)
-        answer = self.site.http("/slow/5000/")
+        answer = self.site.http("/slow/10000/")
         return answer.status, answer.body, time.monotonic()
 
 
@@ -565,15 +567,15 @@ class InterruptionTest(SiteCase):
             site.await_page()
             self.assertRegex(site.late(), r"^(\d+) \1$", run.text)
             self.assertEqual(site.http(site.style()).status, 200)
-        run = site.deploy()
+        run = site.operate("python3 deploy.py deploy --wait 120")
+        recovered = site.run("journalctl --output=cat --unit=gforms-recover").stdout
         self.assertIn(
-            "found: a deploy by ubuntu, ssh from 127.0.0.1 was cut off at restart\n", run.text
+            "found: a deploy by ubuntu, ssh from 127.0.0.1 was cut off at restart\n",
+            recovered + run.text,
         )
         self.assert_live(run, new)
-        results = " ".join(entry["result"] for entry in site.history()[-3:])
-        self.assertRegex(
-            results, "^(interrupted|failed|cut off) cut off live$"
-        )  # whom a reboot ends first
+        results = [entry["result"] for entry in site.history()[-5:]]
+        self.assertIn("cut off", results)  # whom a reboot ends first may fail by itself
         site.reboot()
         site.await_page()
         self.assertEqual(site.late(), f"{new} {new}")
