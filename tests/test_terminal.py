@@ -253,7 +253,7 @@ class History(LabTest):
         self.assertRegex(
             lines[2],
             rf"^{entry['started']}  failed       {entry['revision'][:7]}  +\d+\.\d s  ssh       "
-            r"[eipsSmr]{14,} +says three",
+            r"[eipsSmr]{12,} +says three",
         )
         self.assertRegex(lines[3], r"^\w+  rollback     \w{7} .* s  \S+ +r{14,}  says one$")
 
