@@ -332,7 +332,9 @@ class FiguresTest(GunicornCase):
             # the old one hears only now, and once for each worker, that nobody listened before
             for asked in (*[old] * 6, new, new):
                 asked.ask()
-            until("both are counted", lambda: bool(traffic.old.times) and len(traffic.new.times) == 2)
+            until(
+                "both are counted", lambda: bool(traffic.old.times) and len(traffic.new.times) == 2
+            )
             self.assertLessEqual(len(traffic.old.times), 6)
             self.assertEqual((traffic.old.errors, traffic.new.errors), (0, 0))
 
