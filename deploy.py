@@ -727,7 +727,6 @@ class Redactor:
     def __init__(self) -> None:
         self.forms: set[bytes] = set()
         self.pattern = re.compile(rb"(?!)")
-        self.longest = 0  # bytes of the longest secret, in its longest form
 
     def hide(self, secrets: Iterable[str]) -> None:
         """Replace these from now on, too."""
@@ -739,7 +738,6 @@ class Redactor:
             for form in sorted(self.forms, key=len, reverse=True)
         ]
         self.pattern = re.compile(b"|".join(patterns) or rb"(?!)")
-        self.longest = max(map(len, self.forms), default=0)
 
     def mask(self, text: str) -> str:
         """The text without its secrets."""
