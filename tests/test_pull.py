@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import unittest
 from pathlib import Path
 
@@ -262,6 +263,41 @@ class Install(LabTest):
         self.assert_failed(self.lab.deploy(), "this revision has no Pipfile.lock")
         self.lab.setting("install", "lock", "uv.lock\ncommand = uv {python} {venv}")
         self.assert_deployed(self.lab.deploy(), "two")
+
+    @unittest.skipUnless(shutil.which("uv"), "uv is not installed")
+    def test_with_uv_itself(self) -> None:
+        project = '[project]\nname = "site"\nversion = "1"\nrequires-python = ">=3.11"\n'
+        (self.lab.author / "pyproject.toml").write_text(project)
+        self.uv("lock", "--offline")
+        self.lab.setting("install", "lock", "uv.lock\ncommand = uv sync --locked --no-dev")
+        self.lab.push({"app": "two"})
+        self.assert_deployed(self.lab.deploy(), "two")
+        self.lab.tick()
+        environment = (self.lab.workspace / "current" / ".venv").resolve()
+        self.assertEqual(environment.parent, self.lab.workspace / "venvs")
+        self.assertIn("uv = ", (environment / "pyvenv.cfg").read_text())
+        lock = (self.lab.author / "uv.lock").read_text()
+        stale = f'{project}dependencies = ["nothing-of-this-name"]\n'
+        self.lab.push({"pyproject.toml": stale, "uv.lock": f"{lock}# another\n"})
+        self.assert_failed(self.lab.deploy(), "install", "`uv sync --locked --no-dev`", live="two")
+
+    def uv(self, *arguments: str) -> None:
+        done = subprocess.run(
+            ["uv", *arguments], cwd=self.lab.author, capture_output=True, text=True, check=False
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_with_pip_itself(self) -> None:
+        self.lab.setting(
+            "install",
+            "lock",
+            "requirements.txt\ncommand =\n    {python} -m venv {venv}\n"
+            "    pip install --no-index --requirement requirements.txt",
+        )
+        self.lab.push({"app": "two", "requirements.txt": "# nothing\n"})
+        self.assert_deployed(self.lab.deploy(), "two")
+        environment = (self.lab.workspace / "current" / ".venv").resolve()
+        self.assertTrue((environment / "bin" / "pip").exists())
 
 
 class LocalPackages(unittest.TestCase):
