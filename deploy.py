@@ -265,14 +265,18 @@ def require(condition: object, what: str, remedy: str, status: int = FAILED) -> 
         raise Failure(what, remedy, status)
 
 
+TAIL = 20  # lines of a failed command's output that are shown again
+
+
 class CommandFailed(Failure):
     """A command ended with another status than 0, or was ended because its time was up."""
 
     def __init__(self, argv: Sequence[str], folder: Path, ended: str, tail: Sequence[str]) -> None:
         command = shlex.join(argv)
-        last = next((line.strip() for line in reversed(tail) if line.strip()), "no output")[:200]
-        self.last = f"{last} ({ended})"
-        lines = [f"| {line}" for line in tail]
+        said = (line.strip() for line in reversed(tail) if "ResourceWarning: " not in line)
+        last = next(filter(None, said), "no output")[:200]
+        self.last, self.output = f"{last} ({ended})", "\n".join(tail)
+        lines = [f"| {line}" for line in tail[-TAIL:]]
         super().__init__(
             f"`{command}` {ended} ({last})",
             "mend that and deploy again",
@@ -389,6 +393,7 @@ class PullSection(Step):
 
 @dataclass(frozen=True)
 class InstallSection(Step):
+    lock: str = _option(_path_below, "Pipfile.lock")
     python: str = _option(str, "")
     command: CommandLines = _option(_command_lines, "pipenv install --deploy")
     timeout: float = _option(_duration, "900")
@@ -441,8 +446,8 @@ class RestartSection(Step):
 
     def sudo(self, *options: str) -> list[tuple[str, ...]]:
         """The commands that run with sudo, and need a right to."""
-        lines = (argv for argv in self.command + self.proxy if argv[:2] == ("sudo", "-n"))
-        return [("sudo", "-n", *options, *argv[2:]) for argv in lines]
+        lines = self.before + self.command + self.after + self.proxy
+        return [("sudo", "-n", *options, *argv[2:]) for argv in lines if argv[:2] == ("sudo", "-n")]
 
 
 @dataclass(frozen=True)
@@ -952,10 +957,12 @@ def attempt(act: Callable[..., object], *arguments: object) -> None:
 HEARTBEAT = 15.0  # seconds without a line of output before one says that the step still runs
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 LINGER = 5.0  # seconds in which the last lines are read while a child of a command keeps it open
-TAIL = 20  # lines of a failed command's output that are shown again
+KEPT = 1000  # lines of a command's output in which the cause of its failure is looked for
 INSTALLED_BY = {
     "git": "sudo apt-get install git",
     "pipenv": "sudo apt-get install pipenv",
+    "uv": "sudo apt-get install pipx, then pipx install uv",
+    "poetry": "sudo apt-get install python3-poetry",
     "sudo": "apt-get install sudo",
     "docker": "sudo apt-get install docker.io docker-compose-v2",
     "systemctl": "this server must run systemd",
@@ -1060,7 +1067,7 @@ class Commands:
         """Run a command to its end, or CommandFailed; what a quiet one wrote to stdout."""
         Signals.check()
         lines: list[str] = []
-        tail: deque[str] = deque(maxlen=TAIL)
+        tail: deque[str] = deque(maxlen=KEPT)
         level = logging.DEBUG if quiet else logging.INFO
 
         def show(line: str) -> None:
@@ -1481,6 +1488,7 @@ def link_shared(checkout: Path, release: Path, name: str) -> None:
     if name.endswith("/"):
         source.mkdir(parents=True, exist_ok=True)
     if not source.exists():
+        log.warning(f"[deploy] shared {name} is not in {checkout}: this release goes without it")
         return
     require(
         link.parent.resolve().is_relative_to(release.resolve()),
@@ -1499,8 +1507,21 @@ class Git:
     """The checkout's git; a call raises CommandFailed when git itself fails."""
 
     def __init__(self, checkout: Path, commands: Commands, environment: Mapping[str, str]) -> None:
-        self.checkout, self.commands, self.environment = checkout, commands, environment
+        self.checkout, self.commands, self._base = checkout, commands, environment
         self.folder = git_folder(checkout)  # with all that git knows of it
+
+    @functools.cached_property
+    def environment(self) -> Mapping[str, str]:
+        """That of every git: its ssh asks nobody anything, and is the one that was chosen."""
+        ssh = self._base.get("GIT_SSH_COMMAND", "")  # git asks this one first, GIT_SSH last
+        if not ssh:
+            config = ["git", "config", "core.sshCommand"]
+            with contextlib.suppress(CommandFailed):  # it is not set
+                ssh = self.commands.run(config, self.checkout, self._base, 60, quiet=True)
+        if not ssh and "GIT_SSH" in self._base:  # a program of their own may know no options
+            return self._base
+        ssh = f"{ssh or 'ssh'} -o BatchMode=yes -o ConnectTimeout=20"
+        return {**self._base, "GIT_SSH_COMMAND": ssh}
 
     def __call__(
         self,
@@ -2291,12 +2312,10 @@ class Site:
         kept = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
         # cron and ssh give a short PATH
         path = f"{kept.get('PATH', '')}:{os.path.expanduser(USUAL_PATH)}".split(":")
-        ssh = kept.get("GIT_SSH_COMMAND", "ssh")
-        return kept | {
+        return {"LANG": "C.UTF-8", **kept} | {
             "PATH": ":".join(filter(None, dict.fromkeys(path))),
             "PYTHONUNBUFFERED": "1",
             "GIT_TERMINAL_PROMPT": "0",
-            "GIT_SSH_COMMAND": f"{ssh} -o BatchMode=yes -o ConnectTimeout=20",
             "PIPENV_DONT_LOAD_ENV": "1",
             "PIPENV_NOSPIN": "1",
             "PIPENV_IGNORE_VIRTUALENVS": "1",
@@ -2541,7 +2560,9 @@ def sites_in_the_way(site: Site) -> list[Path]:
 
 def files_to_place(site: Site, timer: bool) -> list[Placed]:
     """The units, the rights and nginx's site, as they are to be; whoever asks need not be root."""
-    names = SERVICE + TIMER if timer else SERVICE
+    names = [*SERVICE, *TIMER] if timer else [*SERVICE]
+    workers = [f"{argv[-1]}.service" for argv in site.settings.restart.after if "systemctl" in argv]
+    names += [each for each in workers if (site.root / "systemd" / each).exists()]
     units = {name: _fill_in(site, f"systemd/{name}") for name in names}
     standby = re.sub(r"(?ms)^\[Install\]$.*?(?=^\[|\Z)", "", units["gunicorn.service"])
     units["gunicorn-standby.service"] = re.sub(
@@ -2882,6 +2903,7 @@ class Run:
             None  # the commit of the branch that is to be deployed, instead of its newest
         )
         self.release, self.revision = site.checkout, ""  # until there is a candidate
+        self.trouble = ""  # with the remote, of a run that only looks for something new
         self.migrated: list[Migration] = []
         self.candidate: Candidate | None = None
         self.traffic: Traffic | None = None
@@ -3051,6 +3073,15 @@ class Run:
 # -------------------------------------------------------------------------------------- the steps
 
 RELOCK = "run pipenv lock, commit Pipfile.lock and push"
+# What a lock file (of pipenv, uv, poetry, pip) takes from the release's own folder, or may.
+LOCAL = re.compile(
+    r"""(?mx) "(path|editable)": | "file":\ "(?!https?:) | =\ \{\ (path|editable|directory)\ =
+    | ^type\ =\ "(file|directory)" | ^(-[erc]\b|--(editable|requirement|constraint)\b)
+    | ^(\.|/|file:|[\w.-]+/) | @\ *(\.|/|file:)"""
+)
+UNBUILT = re.compile(r"[Ff]ailed (?:to build|building wheel for) [`'\"]?([^\s`'\"]+)")
+CAUSE = re.compile(r"\b\w*(?:[Ee]rror|Exception): (?!subprocess-|failed-|Failed to |Command ).+")
+LAST_WORDS = re.compile(r"\S.*(?=\s*(?:\[end of output\]|note: This error originates))")
 
 
 def read_environment(run: Run) -> None:
@@ -3170,16 +3201,16 @@ def _follow(run: Run) -> None:
 
 
 def install(run: Run) -> None:
-    """Step 3: the packages of Pipfile.lock, in the virtual environment that belongs to it."""
+    """Step 3: the packages of the lock file, in the virtual environment that belongs to it."""
     site, project = run.site, run.release.project
-    lock = project / "Pipfile.lock"
-    require(lock.is_file(), "this revision has no Pipfile.lock", RELOCK)
-    python = find_python(site, lock)
+    python, lock = find_python(site, project), project / site.settings.install.lock
     made_of = repr((lock.read_bytes(), python, site.settings.install.command))
+    if LOCAL.search(lock.read_text(encoding="utf-8", errors="replace")):
+        made_of += run.release.name  # another release's code would be in it
     key = hashlib.sha256(made_of.encode()).hexdigest()[:12]
     venv = site.venvs / f"{python.name}-{key}"
     if (venv / ".complete").exists():
-        say("nothing to install: the environment of this Pipfile.lock is complete")
+        say(f"nothing to install: the environment of this {lock.name} is complete")
     else:
         _build(run, venv, python)
     (project / ".venv").symlink_to(os.path.relpath(venv, project.resolve()))
@@ -3189,40 +3220,76 @@ def install(run: Run) -> None:
 def _build(run: Run, venv: Path, python: Path) -> None:
     section, site = run.site.settings.install, run.site
     place = run.release.plus(
-        {"PIPENV_CUSTOM_VENV_NAME": venv.name, "PIPENV_DEFAULT_PYTHON_VERSION": str(python)}
+        {
+            "PIPENV_CUSTOM_VENV_NAME": venv.name,
+            "PIPENV_DEFAULT_PYTHON_VERSION": str(python),
+            "UV_PROJECT_ENVIRONMENT": str(venv),
+            "UV_PYTHON": str(python),
+            "VIRTUAL_ENV": str(venv),
+            "PATH": f"{venv}/bin:{run.release.environment['PATH']}",
+            "COLUMNS": "300",  # or pipenv breaks what went wrong into lines of 80
+        }
     )
     shutil.rmtree(venv, ignore_errors=True)
     with site.journal.doing("partial", path=f"venvs/{venv.name}"):
         try:
-            site.run(section.command, place, section.timeout)
+            site.run(section.command, place, section.timeout, python=python, venv=venv)
         except CommandFailed as error:
-            try:  # a stale lock is told apart by asking, not by the message
-                site.run((("pipenv", "verify"),), place, section.timeout, quiet=True)
-            except Failure:
-                raise Failure(
-                    "Pipfile.lock is stale: it was not made of this Pipfile",
-                    RELOCK,
-                    details=error.details,
-                ) from None
-            raise
+            check_lock(site, place, error.details)
+            raise _why_not_built(error) from None
         os.sync()  # a power cut must not leave the mark of one whose files are empty
         (venv / ".complete").touch()
         flush(venv)
 
 
-def find_python(site: Site, lock: Path) -> Path:
-    """The real path of the Python that the settings or Pipfile.lock ask for."""
-    try:
-        wanted = json.loads(lock.read_bytes())["_meta"].get("requires", {}).get("python_version", 3)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise Failure("Pipfile.lock is not a lock file", RELOCK) from None
-    name = site.settings.install.python or f"python{wanted}"
-    path = shutil.which(name, path=site.base["PATH"]) or ""
-    require(
-        path,
-        f"{name} is not on this server",
-        f"sudo apt-get install {name}, or mend [install] python",
+def check_lock(site: Site, place: Release, details: Sequence[str] = ()) -> None:
+    """Failure if pipenv, when it is what installs, takes the lock for a stale one."""
+    section = site.settings.install
+    if "pipenv" not in [argv[0] for argv in section.command]:
+        return
+    try:  # told apart by asking, not by the message
+        site.run((("pipenv", "verify"),), place, section.timeout, quiet=True)
+    except CommandFailed:
+        stale = "Pipfile.lock is stale: it was not made of this Pipfile"
+        raise Failure(stale, RELOCK, details=details) from None
+
+
+def _why_not_built(error: CommandFailed) -> Failure:
+    """The package that cannot be built and the cause, which stand far above the last line."""
+    package = UNBUILT.search(error.output)
+    if not package:
+        return error
+    cause = CAUSE.search(error.output) or LAST_WORDS.search(error.output)
+    return Failure(
+        f"the package {package[1]} cannot be built: {cause[0][:300] if cause else error.last}",
+        "install what it needs on the server, or lock a version that needs no building",
+        details=error.details,
     )
+
+
+def find_python(site: Site, project: Path) -> Path:
+    """The real path of the Python that the settings or Pipfile.lock ask for."""
+    section, lock, wanted = site.settings.install, project / site.settings.install.lock, ""
+    remedy = RELOCK if lock.name == "Pipfile.lock" else "commit it and push, or mend [install] lock"
+    require(lock.is_file(), f"this revision has no {section.lock}", remedy)
+    if lock.name == "Pipfile.lock":
+        try:
+            requires = json.loads(lock.read_bytes())["_meta"].get("requires", {})
+            wanted = requires.get("python_version", "")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise Failure("Pipfile.lock is not a lock file", RELOCK) from None
+    name = section.python or f"python{wanted or 3}"
+    path = shutil.which(name, path=site.base["PATH"]) or ""
+    other = "mend [install] python" if section.python else "name one that is here in the Pipfile"
+    require(path, f"{name} is not on this server", f"sudo apt-get install {name}, or {other}")
+    if section.python and wanted:  # which pipenv would take instead, and say nothing
+        version = (path, "-c", "import sys; print(*sys.version_info[:2], sep='.')")
+        found = site.commands.run(version, site.root, site.base, 60, quiet=True)
+        require(
+            found == wanted,
+            f"[install] python is Python {found}, and the Pipfile asks for {wanted}",
+            "empty [install] python, or change python_version in the Pipfile and run pipenv lock",
+        )
     return Path(path).resolve()
 
 
@@ -3453,7 +3520,7 @@ def go_back(site: Site, act: Act) -> str | None:
     say(f"going back to {place.name}")
     site.releases.switch(place.name, act["older"])
     # the site itself is asked whether a failure matters; the next run takes the whole way
-    for argv in act.pop("way_back", section.command):
+    for argv in (*act.pop("way_back", section.command), *section.after):
         attempt(site.run, (argv,), place, section.timeout)
     check_health(site, place)
     return None
@@ -3461,22 +3528,32 @@ def go_back(site: Site, act: Act) -> str | None:
 
 def has_changed(run: Run) -> bool:
     """Whether the branch, .env or the settings are not those of the last deployment."""
-    run.revision = _fetch(run)
+    try:
+        run.revision = _fetch(run)
+    except Failure as failure:
+        if run.at:
+            raise
+        run.trouble = f"{failure.what}; {failure.remedy}"  # the remote is away: no news
+        return False
     last = [entry.inputs for entry in run.site.history.entries() if entry.inputs]
     return last[-1:] != [run.inputs()]
 
 
 def report_health(run: Run) -> int:
-    """The exit status when nothing is new; what is wrong with the site is said once."""
+    """The exit status when nothing is new; what is wrong, with the remote, too, is said once."""
     good, saw = ask_health(run.site)
-    last = [entry for entry in run.site.history.entries() if entry.command == "deploy"][-1]
+    wrong = "; ".join(
+        filter(None, (run.trouble, "" if good else f"the site is not healthy: {saw}"))
+    )
+    deployments = [each for each in run.site.history.entries() if each.command == "deploy"]
+    last = (deployments or [Entry()])[-1]
     known = last.message if last.result == "unhealthy" else ""
-    if known != ("" if good else clean(saw)):
+    if known != clean(wrong):
         console.hidden = False
-        said = "is healthy again" if good else f"is not healthy: {saw}"
-        say(f"nothing is new, and the site {said}; see: python3 deploy.py status")
-        run.record("healthy" if good else "unhealthy", saw)
-    return OK if good else FAILED
+        found = wrong or "the site is healthy again"
+        say(f"nothing is new, and {found}; see: python3 deploy.py status")
+        run.record("unhealthy" if wrong else "healthy", wrong)
+    return FAILED if wrong else OK
 
 
 # ----------------------------------------------------------------------------------- rolling back
@@ -3693,21 +3770,17 @@ Finding = tuple[object, str, str]  # whether it is so, what is wrong then, and i
 def preview(site: Site, asked: str) -> int:
     """Say what a deployment would do; nothing is started that changes anything."""
     site.check_place()
-    section = site.settings.pull
-    remote, branch = section.remote, asked or section.branch
-    refs = (f"heads/{branch}", f"tags/{branch}^{{}}", f"tags/{branch}")  # ^{}: a tag's commit
-    answers = (site.git.ask("ls-remote", "--", remote, f"refs/{ref}") for ref in refs)
-    revision = next(filter(None, answers), "").partition("\t")[0] or site.git.commit(asked)
-    require(
-        revision, f"{remote} has no {branch}, or cannot be reached", f"try: git ls-remote {remote}"
-    )
+    revision = _look_ahead(site, asked)
     say(
-        f"would deploy {revision[:7]} ({branch}); "
+        f"would deploy {revision[:7]} ({asked or site.settings.pull.branch}); "
         f"live is {site.releases.live_name() or 'nothing'}; nothing is changed now"
     )
     own = {
         "env": [f"read {plural(len(site.variables), 'variable')}"],
-        "pull": [f"git fetch {remote}", f"git worktree add {site.releases.folder}/…"],
+        "pull": [
+            f"git fetch {site.settings.pull.remote}",
+            f"git worktree add {site.releases.folder}/…",
+        ],
     }
     for name in site.settings.deploy.steps:
         step = vars(site.settings)[name]
@@ -3717,6 +3790,32 @@ def preview(site: Site, asked: str) -> int:
             say(line, name)
     say(f"ask for {site.settings.health.url or 'nothing'}", "health")
     return OK
+
+
+def _look_ahead(site: Site, asked: str = "") -> str:
+    """The revision that would be deployed; Failure if its lock or its Python is missing."""
+    section, install = site.settings.pull, site.settings.install
+    remote, branch = section.remote, asked or section.branch
+    refs = (f"heads/{branch}", f"tags/{branch}^{{}}", f"tags/{branch}")  # ^{}: a tag's commit
+    answers = (site.git.ask("ls-remote", "--", remote, f"refs/{ref}") for ref in refs)
+    revision = next(filter(None, answers), "").partition("\t")[0] or site.git.commit(asked)
+    require(
+        revision, f"{remote} has no {branch}, or cannot be reached", f"try: git ls-remote {remote}"
+    )
+    with tempfile.TemporaryDirectory() as folder:  # all that git fetches goes there, too
+        away = {"GIT_INDEX_FILE": f"{folder}/.index", "GIT_OBJECT_DIRECTORY": folder}
+        away["GIT_ALTERNATE_OBJECT_DIRECTORIES"] = str(site.git.folder / "objects")
+        git, project = Git(site.root, site.commands, site.base | away), Path(folder, "tree")
+        if not site.git.commit(revision):
+            seen = ("--no-tags", "--no-write-fetch-head", "--refmap=", "--", remote, branch)
+            git("fetch", "--quiet", *seen, timeout=section.timeout)
+        project.mkdir()
+        git(f"--work-tree={project}", "read-tree", "--reset", "-u", revision, timeout=600)
+        project /= site.settings.deploy.project
+        if install.command and "install" in site.settings.deploy.steps:
+            find_python(site, project)
+            check_lock(site, Release(project, revision, project, site.base))
+    return revision
 
 
 def _ask_all(site: Site, holder: str) -> dict[str, Answer]:
@@ -3850,11 +3949,10 @@ def _worded(kind: str, findings: Iterable[Finding]) -> list[str]:
 def _find_problems(site: Site, bare: Release) -> Iterator[Finding]:
     """What would make a deployment fail, as far as it can be known beforehand; and alarms."""
     remote, branch = site.settings.pull.remote, site.settings.pull.branch
-    lock = site.root / site.settings.deploy.project / "Pipfile.lock"
     looks: tuple[Callable[[], object], ...] = (
         site.check_place,
         lambda: site.variables,
-        lambda: lock.exists() and find_python(site, lock),
+        lambda: _look_ahead(site),
         lambda: site.git.check_fast_forward(branch, f"{remote}/{branch}", "HEAD"),
     )
     for look in looks:
@@ -3864,7 +3962,15 @@ def _find_problems(site: Site, bare: Release) -> Iterator[Finding]:
             yield True, "; ".join((error.what, *error.details)), error.remedy
     yield from _find_missing(site, bare)
     yield from [
-        (not lock.exists(), f"{lock} is not there", RELOCK),
+        *(
+            (
+                not (site.root / name).exists(),
+                f"[deploy] shared {name} is not in {site.root}",
+                "put it there, or mend the setting",
+            )
+            for name in site.settings.deploy.shared
+            if not name.endswith("/") and name != site.settings.env.file
+        ),
         (
             site.releases.current.is_symlink() and not site.releases.live_name(),
             f"{site.releases.current} leads to no release that is there",
@@ -3874,11 +3980,6 @@ def _find_problems(site: Site, bare: Release) -> Iterator[Finding]:
             shutil.disk_usage(site.root).free < ROOM,
             "less than 1 GiB of disk space is free",
             "make room, as with docker system prune",
-        ),
-        (
-            not site.git.ask("ls-remote", "--", remote, f"refs/heads/{branch}"),
-            "the remote branch cannot be read",
-            f"try: git ls-remote {remote}",
         ),
     ]
     with contextlib.suppress(Failure):  # of `.env`, which was said
@@ -3921,6 +4022,11 @@ def _find_alarms(site: Site) -> list[Finding]:
             debug.lower() in ("true", "yes", "on", "1"),
             "DEBUG is on: visitors see settings and source",
             "DEBUG=False in .env, then deploy",
+        ),
+        (
+            site.git.ask("check-ignore", "--quiet", site.settings.env.file) is None,
+            f"git does not ignore {site.settings.env.file}: its secrets may end in a commit",
+            "add it to .gitignore; git rm --cached, and new secrets, if it is in one already",
         ),
         (
             webhook and webhook not in site.variables,

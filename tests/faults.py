@@ -170,7 +170,7 @@ class Actor(Played):
     def run(self, argv: Any, folder: Path, *rest: Any, **options: Any) -> str:
         """As Played does, and `git diff`, which writes to a file."""
         words = [word for word in argv if word not in ("-c", "--literal-pathspecs")]
-        changed = words[0] == "git" and words[3] == "diff" and "HEAD" in words[-2:-1]
+        changed = words[0] == "git" and "diff" in words and "HEAD" in words[-2:-1]
         if changed and words[-1] == "new" != self.text("head") and "--diff-filter=A" not in words:
             os.write(options["stdout"], b"deploy.ini\0")
         return super().run(argv, folder, *rest, **options)

@@ -371,16 +371,43 @@ class Check(LabTest):
         for words in (
             "services is not installed",
             "not healthy: 500",
-            "remote branch cannot be read; try: git ls-remote",
+            "origin has no main, or cannot be reached; try: git ls-remote",
         ):
             self.assertIn(words, said)
 
     def test_every_problem_of_the_checkout_at_once(self) -> None:
         self.lab.env("export A=1\n")
-        (self.lab.checkout / "Pipfile.lock").unlink()
+        self.lab.push({"Pipfile.lock": None})
         said = self.problems(2)
-        for words in (".env, line 1: ", "Pipfile.lock is not there; run pipenv lock"):
+        for words in (".env, line 1: ", "this revision has no Pipfile.lock; run pipenv lock"):
             self.assertIn(words, said)
+
+    def test_what_will_be_deployed_is_looked_at_and_not_what_was(self) -> None:
+        """The checkout is good; the revision that the remote has, and this server has not, is not."""
+        lock = self.lab.push(
+            {"Pipfile.lock": '{"_meta": {"requires": {"python_version": "3.99"}}}'}
+        )
+        self.assertIn("problem: python3.99 is not on this server; ", self.problems(1))
+        self.assert_sentence(
+            self.lab.deploy("deploy", "--dry-run"), 1, ["python3.99 is not on this server"]
+        )
+        self.lab.push({"Pipfile.lock": '{"_meta": {}}'})
+        self.lab.script("pipenv", "exit 1")
+        self.assertIn("problem: Pipfile.lock is stale", self.problems(1))
+        self.assert_sentence(self.lab.deploy("deploy", "--dry-run"), 1, ["Pipfile.lock is stale"])
+        known = ("git", "cat-file", "-e", lock)
+        done = subprocess.run(known, cwd=self.lab.checkout, stderr=subprocess.DEVNULL, check=False)
+        self.assertNotEqual(done.returncode, 0, "what was only looked at was kept")
+
+    def test_secrets_that_git_does_not_ignore(self) -> None:
+        (self.lab.checkout / ".gitignore").write_text("media/\n")
+        self.assertIn("problem: git does not ignore .env: ", self.problems(1))
+
+    def test_a_shared_file_that_is_not_there(self) -> None:
+        self.lab.setting("deploy", "shared", ".env media/ key.local")
+        said = "[deploy] shared key.local is not in "
+        self.assertIn(f"problem: {said}", self.problems(1))
+        self.assertIn(f"warning: {said}", self.lab.deploy().stdout)
 
     def test_a_command_that_sudo_does_not_allow(self) -> None:
         self.lab.setting("restart", "command", "sudo -n restart gunicorn")

@@ -175,6 +175,32 @@ class FastForwardTest(GitTest):
         self.assertEqual(self.git.commit("HEAD"), third)
 
 
+class SshTest(GitTest):
+    def test_the_ssh_that_was_chosen_is_the_one_that_runs(self) -> None:
+        for name in ("command", "config", "program"):
+            path = self.root / name
+            path.write_text(f'#!/bin/sh\necho "{name}: $*" >&2\nexit 1\n')
+            path.chmod(0o755)
+        quiet = "-o BatchMode=yes -o ConnectTimeout=20"
+        program = {"GIT_SSH": f"{self.root}/program"}
+        command = {"GIT_SSH_COMMAND": f"{self.root}/command -i key"}
+        for config, variables, wanted in (
+            ("", program, "program: "),
+            (f"{self.root}/config -i key", program, f"config: -i key {quiet}"),
+            (f"{self.root}/config -i key", command | program, f"command: -i key {quiet}"),
+        ):
+            with self.subTest(wanted):
+                self.begin()
+                if config:
+                    self.git("config", "core.sshCommand", config)
+                there = deploy.Git(
+                    self.checkout, self.git.commands, {**self.environment, **variables}
+                )
+                with self.assertRaises(deploy.CommandFailed) as caught:
+                    there("ls-remote", "ssh://git@127.0.0.1/gforms")
+                self.assertIn(wanted, caught.exception.output)
+
+
 class LeftBehindTest(GitTest):
     LOCKS = (
         "index.lock",

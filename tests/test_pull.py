@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import unittest
 from pathlib import Path
 
+import deploy
 from tests.lab import LabTest
 
 
@@ -232,3 +235,91 @@ class Install(LabTest):
         self.assert_deployed(self.lab.deploy(), "two")
         environments = {path.resolve() for path in self.lab.workspace.glob("releases/*/.venv")}
         self.assertEqual(len(environments), 2)
+
+    def test_a_lock_of_packages_in_the_release_has_an_environment_for_each_release(self) -> None:
+        for text in ("two", "three"):
+            lock = '{"_meta": {}, "default": {"part": {\n"editable": true, "path": "./part"}}}'
+            self.lab.push({"app": text, "Pipfile.lock": lock})
+            self.assert_deployed(self.lab.deploy(), text)
+            self.lab.tick()
+        environments = {path.resolve() for path in self.lab.workspace.glob("releases/*/.venv")}
+        self.assertEqual(len(environments), 3)
+
+    def test_a_python_that_the_pipfile_does_not_ask_for(self) -> None:
+        self.lab.script("python3.98", "echo 3.98")
+        self.lab.setting("install", "python", "python3.98")
+        lock = '{"_meta": {"requires": {"python_version": "3.99"}}}'
+        self.lab.push({"app": "two", "Pipfile.lock": lock})
+        self.assert_failed(
+            self.lab.deploy(),
+            "install",
+            "[install] python is Python 3.98, and the Pipfile asks for 3.99; ",
+            "empty [install] python",
+        )
+
+    def test_another_lock_than_that_of_pipenv(self) -> None:
+        self.lab.script("uv", 'mkdir -p "$VIRTUAL_ENV/bin"; cp "$LAB/python" "$2/bin"')
+        self.lab.push({"app": "two", "Pipfile": None, "Pipfile.lock": None, "uv.lock": ""})
+        self.assert_failed(self.lab.deploy(), "this revision has no Pipfile.lock")
+        self.lab.setting("install", "lock", "uv.lock\ncommand = uv {python} {venv}")
+        self.assert_deployed(self.lab.deploy(), "two")
+
+    @unittest.skipUnless(shutil.which("uv"), "uv is not installed")
+    def test_with_uv_itself(self) -> None:
+        project = '[project]\nname = "site"\nversion = "1"\nrequires-python = ">=3.11"\n'
+        (self.lab.author / "pyproject.toml").write_text(project)
+        self.uv("lock", "--offline")
+        self.lab.setting("install", "lock", "uv.lock\ncommand = uv sync --locked --no-dev")
+        self.lab.push({"app": "two"})
+        self.assert_deployed(self.lab.deploy(), "two")
+        self.lab.tick()
+        environment = (self.lab.workspace / "current" / ".venv").resolve()
+        self.assertEqual(environment.parent, self.lab.workspace / "venvs")
+        self.assertIn("uv = ", (environment / "pyvenv.cfg").read_text())
+        lock = (self.lab.author / "uv.lock").read_text()
+        stale = f'{project}dependencies = ["nothing-of-this-name"]\n'
+        self.lab.push({"pyproject.toml": stale, "uv.lock": f"{lock}# another\n"})
+        self.assert_failed(self.lab.deploy(), "install", "`uv sync --locked --no-dev`", live="two")
+
+    def uv(self, *arguments: str) -> None:
+        done = subprocess.run(
+            ["uv", *arguments], cwd=self.lab.author, capture_output=True, text=True, check=False
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_with_pip_itself(self) -> None:
+        self.lab.setting(
+            "install",
+            "lock",
+            "requirements.txt\ncommand =\n    {python} -m venv {venv}\n"
+            "    pip install --no-index --requirement requirements.txt",
+        )
+        self.lab.push({"app": "two", "requirements.txt": "# nothing\n"})
+        self.assert_deployed(self.lab.deploy(), "two")
+        environment = (self.lab.workspace / "current" / ".venv").resolve()
+        self.assertTrue((environment / "bin" / "pip").exists())
+
+
+class LocalPackages(unittest.TestCase):
+    """The patterns by which a lock is told that takes packages from the release's own folder."""
+
+    def test_locks(self) -> None:
+        for text, is_local in (
+            ('        "part": {\n            "path": "./part"', True),
+            ('            "file": "./part.tar.gz",', True),
+            ('            "file": "https://a.example.com/part.whl",', False),
+            ('source = { editable = "part" }', True),
+            ('source = { directory = "part" }', True),
+            ('source = { virtual = "." }', False),
+            ('source = { registry = "https://a.example.com/simple" }', False),
+            ('[package.source]\ntype = "directory"', True),
+            ("django==6.0.2", False),
+            ("-e ./part", True),
+            ("-r base.txt", True),
+            ("./part", True),
+            ("part @ file:///srv/part", True),
+            ("part @ https://a.example.com/part.whl", False),
+            ("--index-url https://a.example.com/simple", False),
+        ):
+            with self.subTest(text):
+                self.assertEqual(bool(deploy.LOCAL.search(text)), is_local)

@@ -194,11 +194,22 @@ class IfChanged(ReleaseTest):
         self.assert_deployed(self.lab.deploy("deploy", first), "one")
         self.assert_silent()
 
-    def test_a_failure_is_said(self) -> None:
+    def test_a_remote_that_is_away_is_said_once(self) -> None:
+        def run() -> tuple[int, str]:
+            done = self.lab.deploy("--if-changed")
+            return done.returncode, done.stdout
+
         self.lab.git("remote", "set-url", "origin", "/nowhere", folder=self.lab.checkout)
-        self.assert_sentence(
-            self.lab.deploy("--if-changed"), 1, ["the remote origin cannot be reached"]
-        )
+        status, said = run()
+        self.assertEqual(status, 1)
+        self.assertIn("the remote origin cannot be reached", said)
+        self.assertEqual(run(), (1, ""))
+        self.lab.git("remote", "set-url", "origin", str(self.lab.author), folder=self.lab.checkout)
+        status, said = run()
+        self.assertEqual(status, 0)
+        self.assertIn("healthy again", said)
+        self.assertEqual(run(), (0, ""))
+        self.assertEqual(self.lab.results(), ["live", "unhealthy", "healthy"])
 
 
 class IfChangedAndSick(LabTest):

@@ -185,12 +185,13 @@ class GoodTest(SettingsTest):
             "[install]\ncommand =\n[services]\ncommand = a\n[static]\ncommand = b 1\n    c\n"
             "[migrate]\ncommand = d\n"
             "[restart]\ncommand = sudo -n e 'f g'\n    h\n    sudo k\nproxy = sudo -n i\n"
+            "after = sudo -n l\n"
         )
         words = [" ".join(argv) for argv in settings.step_commands()]
         self.assertEqual(words, ["a", "b 1", "c", "d", "sudo -n e f g", "h", "sudo k"])
         self.assertEqual(
             settings.restart.sudo("--list"),
-            [("sudo", "-n", "--list", "e", "f g"), ("sudo", "-n", "--list", "i")],
+            [("sudo", "-n", "--list", *words) for words in (("e", "f g"), ("l",), ("i",))],
         )
 
 

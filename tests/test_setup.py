@@ -321,6 +321,19 @@ class NewServerTest(SetupTest):
         self.set_up()
         self.assertIn("apt-get install --yes nginx", self.commands)
 
+    def test_workers_that_are_named(self) -> None:
+        unit = self.etc / "systemd/system/celery.service"
+        self.set_up()
+        self.assertFalse(unit.exists())
+        (self.checkout / "deploy.ini").write_text(
+            "[restart]\nafter = sudo -n systemctl restart --no-block celery\n"
+        )
+        self.set_up()
+        self.assertIn(f"WorkingDirectory={self.checkout}/.deploy/current", unit.read_text())
+        self.assertIn("celery", self.enabled)
+        rights = (self.etc / "sudoers.d/gforms-deploy").read_text()
+        self.assertIn("systemctl restart --no-block celery\n", rights)
+
     def test_rights(self) -> None:
         (self.checkout / "deploy.ini").write_text(
             "[restart]\ncommand =\n    sudo -n systemctl restart a=b*\n    true\n"

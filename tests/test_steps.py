@@ -68,6 +68,46 @@ class Proof(LabTest):
         self.assertEqual((self.lab.root / "database").read_text(), "app.0001_first")
 
 
+BUILDS = (
+    (
+        "psycopg2",
+        """Failed to build 'psycopg2' when getting requirements
+  error: subprocess-exited-with-error
+      Error: pg_config executable not found.
+  note: This error originates from a subprocess
+""",
+        "Error: pg_config executable not found.",
+    ),
+    (
+        "part",
+        """Failed to build part
+  error: subprocess-exited-with-error
+      x.c:1:10: fatal error: nowhere.h: No such file or directory
+      error: Command '['gcc']' returned non-zero exit status 1.
+error: failed-wheel-build-for-install
+""",
+        "error: nowhere.h: No such file or directory",
+    ),
+    (
+        "part",
+        """error: Failed to build `part @ file:///part.tar.gz`
+         [stderr]
+         x.c:1:10: fatal error: nowhere.h: No such file or directory
+""",
+        "error: nowhere.h: No such file or directory",
+    ),
+    (
+        "part",
+        """ERROR: Failed building wheel for part
+  ╰─> [1 lines of output]
+      no config tool found
+      [end of output]
+""",
+        "no config tool found",
+    ),
+)
+
+
 class BeforeTheSwitch(LabTest):
     """What is live is not even touched."""
 
@@ -99,6 +139,24 @@ class BeforeTheSwitch(LabTest):
             run, "install", "`pipenv install --deploy` ended with status 3", "mend", "deploy again"
         )
         self.assertIn("| no such package", run.stdout)
+
+    def test_install_of_a_package_that_cannot_be_built(self) -> None:
+        """The cause stands far above the last line: each as pip, pipenv or uv say it."""
+        self.lab.push({"Pipfile.lock": '{"_meta": {}}'})
+        for package, said, cause in BUILDS:
+            with self.subTest(cause):
+                (self.lab.root / "said").write_text(said + "at the end\n" * 30)
+                self.lab.script("pipenv", '[ "$1" = verify ] || { cat "$LAB/said"; exit 1; }')
+                self.assert_failed(
+                    self.lab.deploy(), f"the package {package} cannot be built: {cause}; "
+                )
+
+    def test_a_warning_of_python_at_its_end_is_no_cause(self) -> None:
+        warning = (
+            "sys:1: ResourceWarning: Enable tracemalloc to get the object allocation traceback"
+        )
+        self.lab.script("services", f"echo no space left; echo '{warning}'; exit 4")
+        self.assert_failed(self.lab.deploy(), "ended with status 4 (no space left)")
 
     def test_install_of_a_stale_lock(self) -> None:
         self.lab.push({"Pipfile.lock": '{"_meta": {}}'})
@@ -344,6 +402,21 @@ class AfterTheSwitch(LabTest):
         self.lab.push({"app": "three"})
         self.assert_deployed(self.lab.deploy(), "three")
         self.assert_only_good_releases()
+
+
+class Workers(LabTest):
+    def test_they_restart_after_the_switch_and_on_the_way_back(self) -> None:
+        release = '"$(basename "$(readlink "$LAB/checkout/.deploy/current")")"'
+        self.lab.script("workers", f'echo {release} >> "$LAB/restarted"')
+        self.lab.setting("restart", "after", "workers")
+        self.lab.push({"app": "two"})
+        self.assert_deployed(self.lab.deploy(), "two")
+        live = self.lab.linked("current")
+        self.lab.tick()
+        (self.lab.root / "sick").write_text("three")
+        self.lab.push({"app": "three"})
+        self.assert_failed(self.lab.deploy(), live="two")
+        self.assertEqual((self.lab.root / "restarted").read_text().split(), [live, live])
 
 
 class Hooks(LabTest):

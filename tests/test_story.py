@@ -84,7 +84,7 @@ class Played(deploy.Commands):
         self.cut.point()
         words = [word for word in argv if word not in ("-c", "--literal-pathspecs")]
         name = (
-            words[3]
+            next(word for word in words[1:] if "=" not in word)
             if words[0] == "git"
             else " ".join(words[:2])
             if words[0] == "step"
