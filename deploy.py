@@ -1667,6 +1667,7 @@ def ask(
 ) -> Reply:
     """Ask once, through no proxy and along no redirect; Failure says why there was no reply."""
     replies: list[Reply | str] = []
+    ended = threading.Event()
 
     def listen() -> None:
         try:
@@ -1674,10 +1675,11 @@ def ask(
                 replies.append((reply.status, reply.reason, reply.read(1 << 20)))
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it
             replies.append(str(getattr(error, "reason", None) or error))
+        ended.set()
 
     # in time as a whole: urllib's own limit holds for each call of a socket alone
     threading.Thread(target=listen, daemon=True).start()
-    wait_until(lambda: replies, limit)
+    wait_until(lambda: ended.wait(0.01), limit)  # it is heard at once
     reply = replies[0] if replies else f"nothing within {limit:g} s"
     if isinstance(reply, str):
         raise Failure(reply)
