@@ -76,9 +76,12 @@ class Figures(Statsd):
     """gunicorn's own, which would log a traceback for each request while nobody listens."""
 
     def _sock_send(self, msg: str) -> None:
-        with contextlib.suppress(OSError):
-            if self.sock:
-                self.sock.send(msg.encode())
+        if self.sock:
+            with contextlib.suppress(OSError):
+                try:
+                    self.sock.send(msg.encode())
+                except ConnectionRefusedError:  # of the one before: nobody listened then
+                    self.sock.send(msg.encode())
 
 
 def statsd_file() -> Path:
