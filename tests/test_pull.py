@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+import sys
+import tempfile
 import unittest
+import zipfile
 from pathlib import Path
 
 import deploy
 from tests.lab import LabTest
+from tests.must_run import skip
+
+DOCS = Path(deploy.__file__).parent / "docs" / "server.md"
+PROJECT = '[project]\nname = "site"\nversion = "1"\nrequires-python = ">=3.11"\n'
+WHEEL = "part-1-py3-none-any.whl"
+METADATA = {
+    "METADATA": "Metadata-Version: 2.1\nName: part\nVersion: 1\n",
+    "WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    "RECORD": "part.py,,\n",
+}
 
 
 class RefusedPull(LabTest):
@@ -264,40 +278,79 @@ class Install(LabTest):
         self.lab.setting("install", "lock", "uv.lock\ncommand = uv {python} {venv}")
         self.assert_deployed(self.lab.deploy(), "two")
 
-    @unittest.skipUnless(shutil.which("uv"), "uv is not installed")
-    def test_with_uv_itself(self) -> None:
-        project = '[project]\nname = "site"\nversion = "1"\nrequires-python = ">=3.11"\n'
-        (self.lab.author / "pyproject.toml").write_text(project)
-        self.uv("lock", "--offline")
-        self.lab.setting("install", "lock", "uv.lock\ncommand = uv sync --locked --no-dev")
+
+class OtherTools(LabTest):
+    """uv, Poetry and pip themselves, with the lines of docs/server.md."""
+
+    def get(self, name: str) -> None:
+        """Put a tool into the PATH of the deployments, from an environment of its own."""
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+        self.addCleanup(shutil.rmtree, folder)
+        for command in (
+            [sys.executable, "-m", "venv", str(folder)],
+            [f"{folder}/bin/pip", "install", "--quiet", name],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                skip("sandbox", f"{command}: {done.stdout}{done.stderr}")
+        self.lab.script(name, f'exec {folder}/bin/{name} "$@"')
+        self.tool = f"{folder}/bin/{name}"
+
+    def lock(self, *arguments: str) -> None:
+        """Make a lock as the author does."""
+        command = [self.tool, *arguments]
+        done = subprocess.run(
+            command, cwd=self.lab.author, capture_output=True, text=True, check=False
+        )
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
+    def settings(self, name: str) -> None:
+        """Write the section of docs/server.md that has this lock."""
+        found = re.search(rf"(?s)```ini\n\[install\]\nlock = ({name}.*?)\n```", DOCS.read_text())
+        assert found, name
+        self.lab.setting("install", "lock", found[1])
+
+    def environment(self) -> Path:
+        """That of the live release."""
+        environment = (self.lab.workspace / "current" / ".venv").resolve()
+        self.assertEqual(environment.parent, self.lab.workspace / "venvs")
+        return environment
+
+    def test_uv(self) -> None:
+        self.get("uv")
+        (self.lab.author / "pyproject.toml").write_text(PROJECT)
+        self.lock("lock", "--offline")
+        self.settings("uv.lock")
         self.lab.push({"app": "two"})
         self.assert_deployed(self.lab.deploy(), "two")
         self.lab.tick()
-        environment = (self.lab.workspace / "current" / ".venv").resolve()
-        self.assertEqual(environment.parent, self.lab.workspace / "venvs")
-        self.assertIn("uv = ", (environment / "pyvenv.cfg").read_text())
+        self.assertIn("uv = ", (self.environment() / "pyvenv.cfg").read_text())
         lock = (self.lab.author / "uv.lock").read_text()
-        stale = f'{project}dependencies = ["nothing-of-this-name"]\n'
+        stale = f'{PROJECT}dependencies = ["nothing-of-this-name"]\n'
         self.lab.push({"pyproject.toml": stale, "uv.lock": f"{lock}# another\n"})
         self.assert_failed(self.lab.deploy(), "install", "`uv sync --locked --no-dev`", live="two")
 
-    def uv(self, *arguments: str) -> None:
-        done = subprocess.run(
-            ["uv", *arguments], cwd=self.lab.author, capture_output=True, text=True, check=False
+    def test_poetry(self) -> None:
+        self.get("poetry")
+        with zipfile.ZipFile(self.lab.author / WHEEL, "w") as wheel:
+            wheel.writestr("part.py", "")
+            for name, text in METADATA.items():
+                wheel.writestr(f"part-1.dist-info/{name}", text)
+        wanted = (
+            f'dependencies = ["part"]\n[tool.poetry.dependencies]\npart = {{path = "{WHEEL}"}}\n'
         )
-        self.assertEqual(done.returncode, 0, done.stderr)
+        (self.lab.author / "pyproject.toml").write_text(PROJECT + wanted)
+        self.lock("lock")
+        self.settings("poetry.lock")
+        self.lab.push({"app": "two"})
+        self.assert_deployed(self.lab.deploy(), "two")
+        self.assertTrue(list(self.environment().glob("lib/*/site-packages/part.py")))
 
-    def test_with_pip_itself(self) -> None:
-        self.lab.setting(
-            "install",
-            "lock",
-            "requirements.txt\ncommand =\n    {python} -m venv {venv}\n"
-            "    pip install --no-index --requirement requirements.txt",
-        )
+    def test_pip(self) -> None:
+        self.settings("requirements.txt")
         self.lab.push({"app": "two", "requirements.txt": "# nothing\n"})
         self.assert_deployed(self.lab.deploy(), "two")
-        environment = (self.lab.workspace / "current" / ".venv").resolve()
-        self.assertTrue((environment / "bin" / "pip").exists())
+        self.assertTrue((self.environment() / "bin" / "pip").exists())
 
 
 class LocalPackages(unittest.TestCase):
