@@ -6,8 +6,8 @@
 
 Everything is real: git, pipenv, virtual environments, Django, gunicorn, HTTP, and the deploy.py
 beside this folder. Only systemd is played, by tests/standin, with the units that `setup` makes. A
-client asks the site for its page all the while, and at the end it tells what it saw. All lies in
-one temporary folder.
+client asks the site for its page all the while, another answers a form, and at the end they tell
+what they saw. All lies in one temporary folder.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import secrets
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -106,8 +107,13 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
     dependencies = [("formsApp", "0001_initial")]
     # db_default, not default: the release before does not know the column, and must insert rows
-    operations = [migrations.AddField("form", "open", models.BooleanField(db_default=True))]
+    operations = [
+        migrations.AddField("form", "open", models.BooleanField(db_default=True)),
+        migrations.AddField("response", "public", models.BooleanField(db_default=False)),
+    ]
 """
+
+CSRF = {"Cookie": f"csrftoken={32 * 'a'}", "X-CSRFToken": 32 * "a"}
 
 
 class Missing(Exception):
@@ -150,6 +156,7 @@ class Client:
 
     url: str
     pause: float = 0  # after each answer
+    post: bytes | None = None  # what it sends, if it writes
     by_body: bool = (
         False  # what tells the releases apart: the whole answer, else its header X-Release
     )
@@ -163,7 +170,8 @@ class Client:
         """Ask once."""
         began = time.monotonic()
         try:
-            with urllib.request.urlopen(self.url, timeout=60) as answer:
+            request = urllib.request.Request(self.url, self.post, CSRF if self.post else {})
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 body = answer.read().decode()
                 version = body if self.by_body else answer.headers.get("X-Release", "none")
         except OSError as error:
@@ -348,6 +356,17 @@ class Sandbox:
         self.tell(f"(exit status {process.returncode})\n")
         return process.returncode, "".join(lines)
 
+    def writer(self, pause: float = 0) -> Client:
+        """A client who answers a form all the while, as a browser does."""
+        with urllib.request.urlopen(f"{self.url}ping/", timeout=60) as answer:
+            answer.read()  # makes the form, and its first answer
+        return Client(f"{self.url}forms/ping/", pause, b"text=an+answer")
+
+    def answers(self) -> int:
+        """How many answers the database has."""
+        with contextlib.closing(sqlite3.connect(self.root / "db.sqlite3")) as database:
+            return int(database.execute('SELECT count(*) FROM "formsApp_response"').fetchone()[0])
+
     def tell(self, text: str) -> None:
         """Print a line, unless this is a test."""
         if not self.quiet:
@@ -386,6 +405,11 @@ class Sandbox:
             '        ordering = ["title"]',
         )
         self.edit(
+            "formsApp/models.py",
+            "    text = models.TextField()\n",
+            "    text = models.TextField()\n    public = models.BooleanField(db_default=False)\n",
+        )
+        self.edit(
             "formsApp/urls.py",
             "urlpatterns = [\n",
             'urlpatterns = [\n    path("about/", views.index, name="about"),\n',
@@ -421,21 +445,25 @@ class Sandbox:
 def play(sandbox: Sandbox, keep: bool) -> int:
     """Play the acts before the reader's eyes; 0 if all went as it should."""
     sandbox.build()
-    client = Client(sandbox.url)
     sandbox.tell("\n== 1 == Deploy for the first time.\n")
     statuses = [sandbox.act_one()[0]]
+    client, writer = Client(sandbox.url), sandbox.writer(0.02)
     acts = (sandbox.act_two, sandbox.act_three, sandbox.act_four, sandbox.act_five)
-    with client.at_work():
+    with client.at_work(), writer.at_work():
         for number, act in enumerate(acts, start=2):
             sandbox.tell(f"== {number} == {act.__doc__}\n")
             statuses.append(act()[0])
     sandbox.deploy("history")
+    lost = len(client.errors) + len(writer.errors)
+    kept = sandbox.answers() - 1 == len(writer.waits) - len(writer.errors)
     sandbox.tell(
-        f"All the while a client asked for {sandbox.url}: {len(client.waits)} requests, "
-        f"{len(client.errors)} lost, longest wait {max(client.waits):.2f} s; "
+        f"All the while a client asked for {sandbox.url}, and another answered a form: "
+        f"{len(client.waits)} and {len(writer.waits)} requests, {lost} lost, longest wait "
+        f"{max(client.waits + writer.waits):.2f} s; each answer that was accepted is "
+        f"{'' if kept else 'NOT '}in the database; "
         f"releases that answered: {' and '.join(client.releases)}."
     )
-    good = statuses == [0, 0, 1, 1, 0] and not client.errors and client.releases == ["1", "2"]
+    good = statuses == [0, 0, 1, 1, 0] and not lost and kept and client.releases == ["1", "2"]
     sandbox.tell("All of it went as it should." if good else "THIS IS NOT AS IT SHOULD BE.")
     if keep:
         sandbox.tell(

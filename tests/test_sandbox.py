@@ -39,7 +39,8 @@ class FiveActs(unittest.TestCase):
         sandbox = self.sandbox
         self.assert_act(sandbox.act_one(), 0, "1", "is live and healthy")
         client, late = Client(sandbox.url, 0.02), Client(f"{sandbox.url}late/", 0.02, by_body=True)
-        with client.at_work(), late.at_work():
+        writer = sandbox.writer(0.02)
+        with client.at_work(), late.at_work(), writer.at_work():
             self.assert_act(sandbox.act_two(), 0, "2", "is live and healthy")
             with urllib.request.urlopen(f"{sandbox.url}about/", timeout=10) as answer:
                 self.assertEqual(answer.status, 200)
@@ -55,7 +56,8 @@ class FiveActs(unittest.TestCase):
                 sandbox.act_four(), 1, "2", "FAILED", "500 Internal Server Error", "expected 200"
             )
             self.assert_act(sandbox.act_five(), 0, "1", "is live and healthy")
-        self.assertEqual(client.errors + late.errors, [])
+        self.assertEqual(client.errors + late.errors + writer.errors, [])
+        self.assertEqual(sandbox.answers() - 1, len(writer.waits))
         self.assertEqual(client.releases, ["1", "2"])
         self.assertEqual(
             set(late.releases), {"1 1", "2 2"}, "a worker imported a module of another release"

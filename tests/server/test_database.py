@@ -268,7 +268,8 @@ class MigrationTest(DatabaseCase):
         self.addCleanup(
             self.site.sql,
             """delete from django_migrations where name ~ '^0[1-9]';
-                                          alter table "formsApp_form" drop column open""",
+                                          alter table "formsApp_form" drop column open;
+                                          alter table "formsApp_response" drop column public""",
         )
         version = self.push()
         with self.site.watched("/") as watch:
