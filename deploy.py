@@ -1929,6 +1929,11 @@ def _guard_schema_editor(lock_timeout: int) -> None:
             self.execute(f"{column} {self.quote_name(new.column)} SET DEFAULT %s", [default])
 
     if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:  # what is cut off here goes on no longer there
+            cursor.execute(
+                "SELECT set_config(name, '2s', false) FROM pg_settings"
+                " WHERE name = 'client_connection_check_interval'"  # from PostgreSQL 14 on
+            )
         editor.__enter__ = enter_limited
         editor.add_field = add_keeping_default
         editor.alter_field = alter_with_default

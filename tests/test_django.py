@@ -279,6 +279,28 @@ class DjangoTest(unittest.TestCase):
             yield process
 
 
+class CutOff(DjangoTest):
+    """A migration whose process was killed does not go on in the database."""
+
+    def test_killed(self) -> None:
+        self.add('migrations.RunSQL("select pg_sleep(600)")')
+        command, environment = self.command(self.database, "shell", "--verbosity", "0")
+        sleeping = (
+            "select count(*) from pg_stat_activity where state = 'active' and query like"
+            f" '%pg_sleep(600)%' and pid <> pg_backend_pid() and datname = '{self.database}'"
+        )
+        with subprocess.Popen(
+            command, cwd=self.folder, env=environment, text=True, stdin=subprocess.PIPE
+        ) as process:
+            assert process.stdin
+            call = "migrate_in_django(['migrate', '--noinput'], 2000)"
+            process.stdin.write(f"{deploy.IN_DJANGO}\n{call}\n")
+            process.stdin.close()
+            wait_for(lambda: self.sql(sleeping) == "1", "it sleeps")
+            process.kill()
+        wait_for(lambda: self.sql(sleeping) == "0", "the database noticed")
+
+
 class Defaults(DjangoTest):
     """A column that is added keeps its default, because the release that is live does not name it."""
 

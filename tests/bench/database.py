@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from tests.sandbox import MIGRATION
 from tests.server.site import CHECKOUT, SETUP, Site
 
 # Runs a shell command: its seconds, and the megabytes of the largest process among it and its children.
@@ -62,6 +63,13 @@ def main() -> int:
                 f"{name}: {float(seconds):.1f} s, {float(megabytes):.0f} MiB (exit status {status})",
                 flush=True,
             )
+        site.edit("deploy.ini", "rehearse = no", "rehearse = yes")
+        site.add("formsApp/migrations/0002_more.py", MIGRATION)
+        site.push()
+        run = site.operate("python3 deploy.py")
+        print("a migration that is rehearsed:")
+        print("\n".join(line for line in run.text.splitlines() if line.startswith("migrate")))
+        assert run.status == 0, run.text
         log = site.run(
             "grep -h . $(ls -t .deploy/logs/* | head -1) | cut -c1-150", cwd=CHECKOUT
         ).stdout

@@ -30,6 +30,8 @@ PG_DUMP = f"docker exec postgresql pg_dump -Fc -U postgres {LIVE}"
 LOADS = "select count(*) > 0 from pg_database where datname ~ '^restore_2'"
 IDLE = "select count(*) > 0 from pg_stat_activity where state = 'idle in transaction'"
 WAITING = "select count(*) > 0 from pg_stat_activity where wait_event_type = 'Lock' and application_name ~ '^deploy.py of '"
+CONCURRENT = "select count(*) > 0 from pg_stat_progress_create_index where phase ~ '^waiting'"
+POSTGRES = "django.contrib.postgres.operations"
 # Answers to a form, one after the other, as a browser sends them; writes the text of each that was accepted.
 WRITER = """
 import http.client, sys, threading
@@ -152,13 +154,14 @@ class DatabaseCase(SiteCase):
             "select name from django_migrations where name ~ '^0[1-9]' order by id"
         ).split()
 
-    def push_migrations(self, *operations: str) -> None:
-        """Push migrations, 0101 and so on, which are gone from the database and the branch after the test."""
+    def push_migrations(self, *operations: str, imports: str = "") -> None:
+        """Push migrations, 0101 and so on, which are gone from the database and the branch after the test; those
+        with imports of their own are not atomic."""
         self.addCleanup(self.site.sql, "delete from django_migrations where name ~ '^0[1-9]'")
         after = "0001_initial"
         for number, operation in enumerate(operations, start=101):
             name = f"0{number}_step"
-            self.site.add(f"formsApp/migrations/{name}.py", migration(after, operation))
+            self.site.add(f"formsApp/migrations/{name}.py", migration(after, operation, imports))
             after = name
         self.push()
 
@@ -208,11 +211,12 @@ class DatabaseCase(SiteCase):
         self.assertEqual(self.site.sql("show default_transaction_read_only"), "off")
 
 
-def migration(after: str, operation: str) -> str:
-    """Return the text of a migration with one operation."""
+def migration(after: str, operation: str, imports: str = "") -> str:
+    """Return the text of a migration with one operation; with imports it is not atomic."""
     return (
-        "from django.db import migrations, models\n\n\nclass Migration(migrations.Migration):\n"
+        f"from django.db import migrations, models\n{imports}\n\nclass Migration(migrations.Migration):\n"
         f'    dependencies = [("formsApp", "{after}")]\n    operations = [{operation}]\n'
+        f"    atomic = {not imports}\n"
     )
 
 
@@ -261,6 +265,43 @@ class MigrationTest(DatabaseCase):
             before = len(writer.asked)
             run = self.deploy()
             self.assertEqual((run.status, writer.refused(before)), (0, 0), run.text)
+
+    def test_failure_after_the_migration(self) -> None:
+        """The release of before goes on with the schema of the one that failed, and so do its users."""
+        index = 'render(request, "formsApp/index.html"'
+        self.site.edit("formsApp/views.py", index, 'render(request, "no.html"')
+        self.push_migrations(
+            'migrations.AddField("response", "late", models.BooleanField(default=False))'
+        )
+        self.addCleanup(self.site.sql, 'alter table "formsApp_response" drop column late')
+        with self.writing() as writer:
+            before = len(writer.asked)
+            run = self.deploy()
+            self.assertEqual(run.status, 1, run.text)
+            self.assertIn("migrations applied: formsApp.0101_step", run.last)
+            done = len(writer.asked)
+            until("more is asked afterwards", 60, lambda: len(writer.asked) > done + 50)
+            self.assertEqual(writer.refused(before), 0)
+
+    def test_index_concurrently(self) -> None:
+        """It waits for a transaction of eight seconds, longer than the lock timeout; nobody else does."""
+        operation = (
+            'AddIndexConcurrently("response", models.Index(fields=["text"], name="by_text"))'
+        )
+        self.push_migrations(operation, imports=f"from {POSTGRES} import AddIndexConcurrently")
+        self.addCleanup(self.site.sql, "drop index by_text")
+        with self.writing() as writer:
+            before = len(writer.asked)
+            with self.transaction('update "formsApp_response" set text = text where id = 1'):
+                began = time.monotonic()
+                running = self.site.start_ssh(f"cd {CHECKOUT} && {DEPLOY}")
+                running.reach("waits", lambda: self.site.sql(CONCURRENT) == "t")
+                until("eight seconds are over", 20, lambda: time.monotonic() - began > 8)
+            run = running.end()
+            self.assertEqual((run.status, writer.refused(before)), (0, 0), run.text)
+        self.assertNotIn("trying again", run.text)
+        valid = "select indisvalid from pg_index where indexrelid = 'by_text'::regclass"
+        self.assertEqual(self.site.sql(valid), "t")
 
     def test_lock_in_the_way(self) -> None:
         """It tries again until the lock is gone; readers wait for no longer than the lock timeout each time."""
