@@ -956,6 +956,7 @@ def attempt(act: Callable[..., object], *arguments: object) -> None:
 
 HEARTBEAT = 15.0  # seconds without a line of output before one says that the step still runs
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+GENTLE = 10  # the niceness of what builds, while the site answers its users
 LINGER = 5.0  # seconds in which the last lines are read while a child of a command keeps it open
 KEPT = 1000  # lines of a command's output in which the cause of its failure is looked for
 INSTALLED_BY = {
@@ -983,6 +984,7 @@ class Child:
         inherited: Sequence[int] = (),
         stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.PIPE,
+        gentle: bool = False,
     ) -> None:
         name, together = argv[0], stdout == subprocess.PIPE and len(sinks) == 1
         require(
@@ -1001,6 +1003,9 @@ class Child:
                 pass_fds=inherited,
                 start_new_session=True,
             )
+            if gentle:  # the kernel gives its I/O the same rank
+                niceness = max(GENTLE, os.getpriority(os.PRIO_PROCESS, 0))
+                os.setpriority(os.PRIO_PGRP, self.process.pid, niceness)
         except (OSError, ValueError) as error:  # ValueError: an argument with a NUL in it
             reason = getattr(error, "strerror", error)
             raise Failure(
@@ -1052,6 +1057,7 @@ class Commands:
     """Runs commands one after the other, with their output in the log and their time limited."""
 
     def __init__(self, lock: Lock) -> None:
+        self.gentle = False  # whether the site goes before what they do
         self.lock = lock  # they hold it, too: one that outlives a killed deployer keeps others away
 
     def run(
@@ -1080,7 +1086,8 @@ class Commands:
 
         log.log(level, f"$ {shlex.join(argv)}")
         sinks = [keep, show] if quiet and stdout == subprocess.PIPE else [show]
-        child = Child(argv, folder, environment, sinks, self.lock.inherited, stdin, stdout)
+        held, gentle = self.lock.inherited, self.gentle
+        child = Child(argv, folder, environment, sinks, held, stdin, stdout, gentle)
         if ended := self._await_end(child, argv[0], timeout):
             raise CommandFailed(argv, folder, ended, tuple(tail))
         return "\n".join(lines)
@@ -2647,7 +2654,12 @@ class Candidate:
         # run knows it by this file, which it and all its workers have open
         with open(site.candidate_mark, "w", encoding="ascii") as mark:
             self.child = Child(
-                argv, release.project, release.environment, [self._keep_line], (mark.fileno(),)
+                argv,
+                release.project,
+                release.environment,
+                [self._keep_line],
+                (mark.fileno(),),
+                gentle=True,
             )
 
     def _keep_line(self, line: str) -> None:
@@ -2968,10 +2980,12 @@ class Run:
                 say("skipped: its command is empty")
                 return
             try:
+                site.commands.gentle = name in ("pull", "install", "static")
                 site.run(section.before, self.release, 600)
                 STEPS[name](self)
                 site.run(section.after, self.release, 600)
             finally:
+                site.commands.gentle = False
                 self._durations[name] = round(time.monotonic() - began, 3)
             log.info(f"done in {self._durations[name]:.1f} s")
 

@@ -42,6 +42,22 @@ class Folders(LabTest):
             self.assertEqual(found.resolve(), self.lab.checkout / folder)
 
 
+class Gentle(LabTest):
+    """What builds a release gives way to the site; what the site waits for does not."""
+
+    def test_niceness(self) -> None:
+        own = os.nice(0)
+        self.lab.first("pipenv", 'nice > "$LAB/install"')
+        for name in ("static", "services", "migrate", "restart"):
+            self.lab.setting(name, "before", f"sh -c 'nice > {self.lab.root}/{name}'")
+        self.lab.push({"app": "two", "Pipfile.lock": '{"_meta": {}, "default": {"a": {}}}'})
+        self.assert_deployed(self.lab.deploy(), "two")
+        for name in ("install", "static"):
+            self.assertEqual(int((self.lab.root / name).read_text()), max(own, 10), name)
+        for name in ("services", "migrate", "restart"):
+            self.assertEqual(int((self.lab.root / name).read_text()), own, name)
+
+
 class Proof(LabTest):
     """A rehearsal: what is built and has answered is removed again, and nothing else has changed."""
 

@@ -222,7 +222,8 @@ class Way:
         )
         said, errors = process.communicate(timeout=600)
         if process.returncode:
-            raise SystemExit(f"{self.name}: `{' '.join(command)}` failed:\n{said}\n{errors}")
+            log = self.site.run("journalctl --unit gunicorn --lines 40 --no-pager").stdout
+            raise SystemExit(f"{self.name}: `{' '.join(command)}` failed:\n{said}\n{errors}\n{log}")
 
     def measure(self, kind: str, command: list[str], version: str) -> None:
         """Run a command while clients ask, and keep what was seen of it."""
