@@ -13,11 +13,22 @@ import sys
 import termios
 import unicodedata
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
 
-from tests.lab import Lab, wait_for
+from tests.lab import wait_for
 
 COLOUR = re.compile(r"\x1b\[\d*m")
 AGAIN = "\r\x1b[K"  # with which a line is written anew
+
+
+class Place(Protocol):
+    """Where deploy.py is at work: a Lab, or the sandbox."""
+
+    checkout: Path
+
+    def environment(self) -> dict[str, str]:
+        """The variables of its user."""
 
 
 class Terminal:
@@ -25,7 +36,7 @@ class Terminal:
 
     def __init__(
         self,
-        lab: Lab,
+        lab: Place,
         *arguments: str,
         columns: int = 100,
         variables: Mapping[str, str] | None = None,
@@ -85,9 +96,10 @@ class Terminal:
         lines = COLOUR.sub("", self.raw).replace("\r\n", "\n").split("\n")
         return [frame for line in lines for frame in line.split(AGAIN) if frame]
 
-    def screen(self) -> list[str]:
-        """What stands there at the end, without colours."""
-        lines = COLOUR.sub("", self.raw).replace("\r\n", "\n").rstrip("\n").split("\n")
+    def screen(self, coloured: bool = False) -> list[str]:
+        """What stands there at the end, without colours unless they are asked for."""
+        raw = self.raw if coloured else COLOUR.sub("", self.raw)
+        lines = raw.replace("\r\n", "\n").rstrip("\n").split("\n")
         return [line.split(AGAIN)[-1] for line in lines]
 
 
