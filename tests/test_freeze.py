@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from tests.lab import LabTest
+from tests.lab import LabTest, Run
 
 
 class AtTest(LabTest):
@@ -56,6 +56,48 @@ class AtTest(LabTest):
             with self.subTest(asked), self.nothing_touched():
                 run = self.lab.deploy("deploy", "--at", "ssh", SSH_ORIGINAL_COMMAND=asked)
                 self.assert_sentence(run, 1, ("is not on the branch main",))
+
+
+class BackOverSshTest(LabTest):
+    """What `--at ssh` does for `rollback HASH`: a deployment of this commit is undone, and nothing else."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.one = self.lab.head()
+        self.two = self.lab.push({"app": "two"})
+        self.assert_deployed(self.lab.deploy(), "two")
+        self.lab.tick()
+
+    def back(self, asked: str) -> Run:
+        return self.lab.deploy("deploy", "--at", "ssh", SSH_ORIGINAL_COMMAND=asked)
+
+    def test_the_release_before_without_a_freeze(self) -> None:
+        self.assert_deployed(self.back(f"rollback {self.two}"), "one")
+        self.lab.tick()
+        self.assert_deployed(self.lab.deploy("deploy", "--at", self.two), "two")
+
+    def test_what_was_live_before_and_not_what_was_rolled_back(self) -> None:
+        self.assert_deployed(self.lab.deploy("rollback", "--no-freeze"), "one")
+        self.lab.tick()
+        three = self.lab.push({"app": "three"})
+        self.assert_deployed(self.lab.deploy(), "three")
+        self.lab.tick()
+        self.assert_deployed(self.back(f"rollback {three}"), "one")
+
+    def test_a_commit_that_is_not_live_or_was_so_before(self) -> None:
+        for commit in ("0" * 40, self.one, self.two[:7], f"{self.two} now"):
+            with self.subTest(commit):
+                self.stays(f"rollback {commit}")
+        self.assert_deployed(self.lab.deploy(), "two")
+        self.lab.tick()
+        self.stays(f"rollback {self.two}")
+
+    def stays(self, asked: str) -> None:
+        live = self.lab.linked("current")
+        run = self.back(asked)
+        self.assert_status(run, 0)
+        self.assertIn(f"{live} is live already", run.stdout)
+        self.assertEqual(self.lab.linked("current"), live)
 
 
 class FreezeTest(LabTest):
