@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
 import subprocess
@@ -15,7 +13,7 @@ from pathlib import Path
 import deploy
 from tests.lab import PROJECT, LabTest, Run
 from tests.must_run import skip
-from tests.workflow import WORKFLOWS, shell
+from tests.workflow import SEVERAL, WORKFLOWS, Runner, shell
 
 WORKFLOW = (PROJECT / ".github" / "workflows" / "deploy.yml").read_text()
 GH = r"""case "$*" in
@@ -110,37 +108,28 @@ class SummaryTest(LabTest):
         )
 
 
-SEVERAL = "deploy-several.yml"
 SHA = "0123456789abcdef0123456789abcdef01234567"
 # what is asked of each server, and what it answers: the number in a file of its name, 0 where there is none
 SSH = """#!/bin/sh
-echo "$4 $5" >> "$LAB/asked"
-exit "$(cat "$LAB/$4 ${5%% *}" 2>/dev/null || echo 0)"
-"""
-JOBS_API = """#!/bin/sh
-[ "$1 $2 $3" = "api repos/team/gforms/actions/runs/7/attempts/1/jobs?per_page=100 --jq" ] && jq -r "$4" "$LAB/jobs"
+echo "$4 $5" >> "$RUNNER_TEMP/asked"
+exit "$(cat "$RUNNER_TEMP/$4 ${5%% *}" 2>/dev/null || echo 0)"
 """
 
 
 class SeveralTest(unittest.TestCase):
-    """The steps of the workflow for several servers; `ssh` and `gh` are played, and a booted pair is asked elsewhere."""
+    """The steps of the workflow for several servers; `ssh` is played here, and two servers are booted elsewhere."""
 
     def setUp(self) -> None:
         self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
-        for name, text in (("ssh", SSH), ("gh", JOBS_API)):
-            (self.folder / name).write_text(text)
-            (self.folder / name).chmod(0o755)
+        self.runner = Runner(self.folder, SHA)
+        (self.folder / "ssh").write_text(SSH)
+        (self.folder / "ssh").chmod(0o755)
 
     def run_step(self, job: str, step: str, **variables: str) -> tuple[int, list[str]]:
         """Run a step; its exit status, and what servers were asked for."""
-        own = {"PATH": f"{self.folder}:{os.environ['PATH']}", "LAB": str(self.folder)}
-        github = {"GITHUB_SHA": SHA, "GITHUB_REPOSITORY": "team/gforms", "GITHUB_RUN_ID": "7"}
-        own |= github | {"RUNNER_TEMP": str(self.folder)} | variables
         asked = self.folder / "asked"
         asked.write_text("")
-        done = subprocess.run(
-            shell(SEVERAL, job, step), env=own, check=False, capture_output=True, text=True
-        )
+        done = self.runner.run(job, step, **variables)
         return done.returncode, asked.read_text().splitlines()
 
     def test_one_server_is_asked_for_the_commit(self) -> None:
@@ -165,31 +154,27 @@ class SeveralTest(unittest.TestCase):
             self.assertEqual(self.run_step("deploy", "The way in", **secrets)[0], 1)
 
     def test_the_way_in_is_the_same_for_both(self) -> None:
-        ways = [shell(SEVERAL, job, "The way in") for job in ("deploy", "rollback")]
+        ways = [shell(job, "The way in") for job in ("deploy", "rollback")]
         self.assertEqual(ways[0], ways[1])
 
     def test_back_go_those_that_were_done_or_may_be(self) -> None:
         """Not the one that failed, which did so by itself, nor those that were not begun, nor other jobs."""
         if not shutil.which("jq"):
             skip("jq", "it is not here")
-        steps = {"web-1": "success", "web-2": "cancelled", "web-3": "failure", "web-4": "skipped"}
-        jobs = [
-            {"name": name, "steps": [{"name": "Deploy", "conclusion": said}]}
-            for name, said in steps.items()
-        ]
-        jobs += [{"name": "web-5", "steps": []}, {"name": "tests", "steps": [{"name": "Tests"}]}]
-        (self.folder / "jobs").write_text(json.dumps({"jobs": jobs}))
+        self.runner.note(
+            {"web-1": "success", "web-2": "cancelled", "web-3": "failure", "web-4": "skipped"}
+        )
         wanted = [f"web-1 rollback {SHA}", f"web-2 rollback {SHA}"]
         self.assertEqual(self.run_step("rollback", "Roll back"), (0, wanted))
         (self.folder / "web-1 rollback").write_text("1")
         self.assertEqual(self.run_step("rollback", "Roll back"), (1, wanted))
-        (self.folder / "jobs").unlink()
+        self.runner.jobs.unlink()
         self.assertNotEqual(self.run_step("rollback", "Roll back")[0], 0)
 
     def test_one_after_the_other_and_no_second_attempt(self) -> None:
         text = (WORKFLOWS / SEVERAL).read_text()
         self.assertRegex(text, r"(?m)^      max-parallel: 1\n      fail-fast: true\b")
         self.assertRegex(text, r"(?m)^        if: github\.run_attempt != 1$")
-        wanted = 'if: ${{ always() && contains(fromJSON(\'["failure", "cancelled"]\'), needs.deploy.result)'
-        self.assertIn(f"{wanted} && github.run_attempt == 1 }}}}\n", text)
-        self.assertNotEqual(shell(SEVERAL, "deploy", "No second attempt")[3].find("exit 1"), -1)
+        failed = """contains(fromJSON('["failure", "cancelled"]'), needs.deploy.result)"""
+        self.assertIn(f"always() && {failed} && github.run_attempt == 1 }}}}\n", text)
+        self.assertEqual(self.run_step("deploy", "No second attempt")[0], 1)
