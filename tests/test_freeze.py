@@ -92,6 +92,19 @@ class BackOverSshTest(LabTest):
         self.lab.tick()
         self.stays(f"rollback {self.two}")
 
+    def test_a_deployment_that_goes_on_is_waited_for(self) -> None:
+        """Its connection was lost: whatever comes of it is undone."""
+        three = self.lab.push({"app": "three"})
+        self.lab.script("services", "block services")
+        running = self.lab.blocked("services")
+        words = ("deploy", "--at", "ssh", "--wait", "60")
+        back = self.lab.start(*words, SSH_ORIGINAL_COMMAND=f"rollback {three}")
+        self.lab.await_waiting(back)
+        self.lab.tick()
+        self.lab.unblock("services")
+        self.assert_status(self.lab.end(running), 0)
+        self.assert_deployed(self.lab.end(back), "two")
+
     def stays(self, asked: str) -> None:
         live = self.lab.linked("current")
         run = self.back(asked)
