@@ -158,7 +158,7 @@ class Pair:
     def load(self, path: str) -> Load:
         """Begin constant load on the balancer."""
         command = dies_with_us(*self.network.inside(sys.executable, str(CLIENT), "load"))
-        wish = {"url": f"http://{BALANCER}{path}", "host": HOST, "connections": 2, "pause": 0.05}
+        wish = {"url": f"http://{BALANCER}{path}", "host": HOST, "connections": 2, "pause": 0.1}
         return Load(self.first.spawn(command, stdin=subprocess.PIPE), wish)
 
     def versions(self) -> list[str]:
