@@ -131,6 +131,9 @@ def deploy(
     """Deploy the remote branch, or a revision."""
     if dry_run:
         return preview(site, revision)
+    asked = os.environ.get("SSH_ORIGINAL_COMMAND", "")
+    if at == "ssh" and (back := re.match("rollback (.+)", asked)):
+        return rollback(site, freeze=False, wait=wait, of=back[1])  # another server failed
     if if_changed and why_frozen(site):
         return FROZEN
     check_thawed(site)
@@ -155,10 +158,11 @@ def rollback(
     reverse_migrations: bool = False,
     freeze: bool = True,
     wait: float = 0,
+    of: str = "",
 ) -> int:
     """Go back to the newest earlier revision, or to the release named."""
     with transaction(site, "rollback", wait) as run:
-        run.work_on(site.releases.to_go_back_to(release))
+        run.work_on(site.releases.to_go_back_to(site.releases.without(of) if of else release))
         if run.release.name == site.releases.live_name():
             check_health(site, run.release)
             say(f"{run.release.name} is live already")
@@ -1465,6 +1469,12 @@ class Releases:
         require(found, "there is no earlier healthy release to go back to", remedy)
         require(found[-1] in healthy, f"{name} is no release that was healthy and is kept", remedy)
         return self.open(self.folder / found[-1])
+
+    def without(self, revision: str) -> str:
+        """The release whose place this revision took; the live one, if it took none."""
+        live, before = self.live_name(), self.linked(self.previous)
+        now, then = (self.history.last(each).revision for each in (live, before))
+        return before if now == revision != then else live
 
     def switch(self, current: str, previous: str) -> None:
         """Make a release the live one, and note which was before: two atomic renames."""
@@ -4375,7 +4385,7 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         {
             "type": matching(r"[0-9a-f]{7,40}|ssh", "the hash of a commit, or ssh", str),
             "metavar": "COMMIT",
-            "help": "exactly this commit of the branch (ssh: the one in SSH_ORIGINAL_COMMAND)",
+            "help": "exactly this commit of the branch (ssh: what SSH_ORIGINAL_COMMAND asks for)",
         },
     ),
     "freeze": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from tests.lab import LabTest
+from tests.lab import LabTest, Run
 
 
 class AtTest(LabTest):
@@ -56,6 +56,61 @@ class AtTest(LabTest):
             with self.subTest(asked), self.nothing_touched():
                 run = self.lab.deploy("deploy", "--at", "ssh", SSH_ORIGINAL_COMMAND=asked)
                 self.assert_sentence(run, 1, ("is not on the branch main",))
+
+
+class BackOverSshTest(LabTest):
+    """What `--at ssh` does for `rollback HASH`: a deployment of this commit is undone, and nothing else."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.one = self.lab.head()
+        self.two = self.lab.push({"app": "two"})
+        self.assert_deployed(self.lab.deploy(), "two")
+        self.lab.tick()
+
+    def back(self, asked: str) -> Run:
+        return self.lab.deploy("deploy", "--at", "ssh", SSH_ORIGINAL_COMMAND=asked)
+
+    def test_the_release_before_without_a_freeze(self) -> None:
+        self.assert_deployed(self.back(f"rollback {self.two}"), "one")
+        self.lab.tick()
+        self.assert_deployed(self.lab.deploy("deploy", "--at", self.two), "two")
+
+    def test_what_was_live_before_and_not_what_was_rolled_back(self) -> None:
+        self.assert_deployed(self.lab.deploy("rollback", "--no-freeze"), "one")
+        self.lab.tick()
+        three = self.lab.push({"app": "three"})
+        self.assert_deployed(self.lab.deploy(), "three")
+        self.lab.tick()
+        self.assert_deployed(self.back(f"rollback {three}"), "one")
+
+    def test_a_commit_that_is_not_live_or_was_so_before(self) -> None:
+        for commit in ("0" * 40, self.one, self.two[:7], f"{self.two} now"):
+            with self.subTest(commit):
+                self.stays(f"rollback {commit}")
+        self.assert_deployed(self.lab.deploy(), "two")
+        self.lab.tick()
+        self.stays(f"rollback {self.two}")
+
+    def test_a_deployment_that_goes_on_is_waited_for(self) -> None:
+        """Its connection was lost: whatever comes of it is undone."""
+        three = self.lab.push({"app": "three"})
+        self.lab.script("services", "block services")
+        running = self.lab.blocked("services")
+        words = ("deploy", "--at", "ssh", "--wait", "60")
+        back = self.lab.start(*words, SSH_ORIGINAL_COMMAND=f"rollback {three}")
+        self.lab.await_waiting(back)
+        self.lab.tick()
+        self.lab.unblock("services")
+        self.assert_status(self.lab.end(running), 0)
+        self.assert_deployed(self.lab.end(back), "two")
+
+    def stays(self, asked: str) -> None:
+        live = self.lab.linked("current")
+        run = self.back(asked)
+        self.assert_status(run, 0)
+        self.assertIn(f"{live} is live already", run.stdout)
+        self.assertEqual(self.lab.linked("current"), live)
 
 
 class FreezeTest(LabTest):

@@ -41,6 +41,7 @@ PACKAGES = (
     "cycler",
 )
 CAPISTRANO = f"{HOME}/capistrano"
+CAPISTRANO_PYTHON = f"{CAPISTRANO}/shared/venvs/gforms/bin/python"
 
 UNIT = """\
 [Unit]
@@ -157,20 +158,21 @@ set :deploy_to, "{CAPISTRANO}"
 set :format, :simpletext
 set :log_level, :info
 append :linked_files, ".env", "docker-compose.yml"
-append :linked_dirs, ".venv", "media"
+append :linked_dirs, "media"
 set :keep_releases, 5
 set :ssh_options, auth_methods: %w[publickey], keys: [ENV.fetch("KEY")], keys_only: true, verify_host_key: :never, config: false
 server "127.0.0.1", user: "ubuntu", roles: %w[app]
 
 def django(command)
-  "bash -c 'set -a; . ./.env; set +a; .venv/bin/python manage.py #{{command}}'"
+  "bash -c 'set -a; . ./.env; set +a; {CAPISTRANO_PYTHON} manage.py #{{command}}'"
 end
 
 namespace :django do
   task :prepare do
     on roles(:app) do
       within release_path do
-        execute "cd #{{release_path}} && PIPENV_VENV_IN_PROJECT=1 pipenv install --deploy"
+        # one environment at a path that stays: the scripts in it name that
+        execute "cd #{{release_path}} && WORKON_HOME={CAPISTRANO}/shared/venvs PIPENV_CUSTOM_VENV_NAME=gforms pipenv install --deploy"
         execute "cd #{{release_path}} && docker compose --project-name gforms up --detach --wait"
         execute "cd #{{release_path}} && #{{django('collectstatic --noinput')}}"
         execute "cd #{{release_path}} && #{{django('migrate --noinput')}}"
@@ -373,7 +375,7 @@ def capistrano() -> Way:
     site = prepared(True)
     shared = f"{CAPISTRANO}/shared"
     site.run(
-        f"mkdir -p {shared}/.venv {shared}/media && cp {CHECKOUT}/.env {CHECKOUT}/docker-compose.yml {shared}/",
+        f"mkdir -p {shared}/venvs {shared}/media && cp {CHECKOUT}/.env {CHECKOUT}/docker-compose.yml {shared}/",
         user="ubuntu",
     )
     folder = site.folder / "capistrano"
@@ -388,7 +390,7 @@ def capistrano() -> Way:
         "/etc/systemd/system/gunicorn.service", "[Service]\nExecStart=/bin/sleep 600\n"
     )
     way.run(cap)
-    in_place(site, f"{CAPISTRANO}/current", f"{shared}/.venv/bin/gunicorn", "true")
+    in_place(site, f"{CAPISTRANO}/current", f"{shared}/venvs/gforms/bin/gunicorn", "true")
     return way
 
 

@@ -255,6 +255,15 @@ def full(url: str) -> str:
     return url if "://" in url else f"http://127.0.0.1{url}"
 
 
+def behind(address: str, text: str) -> str:
+    """Return nginx/gforms.conf with its lines for a load balancer, at this address, in force."""
+    text, count = re.subn(
+        r"# ((?:set_real_ip_from|real_ip_header|real_ip_recursive) .+?;)", r"\1", text
+    )
+    assert count == 3 and "set_real_ip_from 10.0.0.10;" in text, "nginx/gforms.conf has other lines"
+    return text.replace("set_real_ip_from 10.0.0.10;", f"set_real_ip_from {address};")
+
+
 def require() -> None:
     """Skip the test where no server can be booted; fail instead where TESTS_MUST_RUN names `server`."""
     reason = ""

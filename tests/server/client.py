@@ -1,7 +1,7 @@
 """The HTTP client of the tests, a program of its own in the server's network: one request, or constant load.
 
-`client.py one`: reads {url, host, method, body, headers} from standard input, writes {status, headers,
-body}.
+`client.py one`: reads {url, host, method, body, headers, source} from standard input, writes {status,
+headers, body}; the source is the address of this computer that it asks from.
 `client.py load`: reads {url, host, connections, pause} from the first line, sends requests until standard
 input ends, then writes one line of JSON: a list of [began, seconds, status, beginning of the body]. Status
 0 is a request without a whole answer; the text then says why. Every request has a connection of its own:
@@ -27,7 +27,9 @@ Row = tuple[float, float, int, str]
 def ask(wish: dict[str, Any]) -> tuple[int, list[tuple[str, str]], bytes]:
     """Send one request on a new connection and read the whole answer."""
     parts = urlsplit(wish["url"])
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT)
+    source = (wish["source"], 0) if "source" in wish else None
+    host, port = parts.hostname or "", parts.port
+    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT, source_address=source)
     try:
         path = parts.path + ("?" + parts.query if parts.query else "")
         headers = {"Host": wish["host"], "Connection": "close", **wish.get("headers", {})}

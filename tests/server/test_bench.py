@@ -14,10 +14,21 @@ import unittest.mock
 from pathlib import Path
 
 from tests.server import recipe
-from tests.server.bench import HOST, PROJECT, Server, ServerCase, longest, lost, require
+from tests.server.bench import (
+    HOST,
+    PROJECT,
+    Answer,
+    Server,
+    ServerCase,
+    behind,
+    longest,
+    lost,
+    require,
+)
 from tests.server.machine import ended, until
 
 CHECKOUT = "/home/ubuntu/gforms"
+SITE = "/etc/nginx/sites-available/gforms.conf"
 HASHED = "css/page.0123456789ab.css"
 
 # An application as small as can be: it answers with the request's own headers, or as the path asks it to.
@@ -331,9 +342,9 @@ class NginxTest(ServerCase):
     def setUpClass(cls) -> None:
         """Put the site in place, two releases with static files, and the small application."""
         super().setUpClass()
-        server, site = cls.server, "/etc/nginx/sites-available/gforms.conf"
-        server.put(site, (PROJECT / "nginx/gforms.conf").read_text())
-        server.run(f"rm /etc/nginx/sites-enabled/default && ln -s {site} /etc/nginx/sites-enabled/")
+        server = cls.server
+        server.put(SITE, (PROJECT / "nginx/gforms.conf").read_text())
+        server.run(f"rm /etc/nginx/sites-enabled/default && ln -s {SITE} /etc/nginx/sites-enabled/")
         server.run("chmod o+x /home/ubuntu && nginx -t && systemctl reload nginx")
         until(
             "nginx has read the file", 20, lambda: server.http("/").status == 503
@@ -429,6 +440,31 @@ class NginxTest(ServerCase):
             (own.status, own.all("X-Frame-Options"), own.all("Retry-After")),
             (503, ["SAMEORIGIN"], ["99"]),
         )
+
+    def test_behind_a_load_balancer(self) -> None:
+        """With the lines that nginx/gforms.conf shows, it believes that one what it says of a visitor, and no one else."""
+        self._application()
+        wanted = {
+            "127.0.0.1": ("X-Forwarded-For: 203.0.113.9", "X-Forwarded-Proto: https"),
+            "192.0.2.1": ("X-Forwarded-For: 127.0.0.1", "X-Forwarded-Proto: http"),
+        }
+        claims = {"X-Forwarded-For": "198.51.100.7, 203.0.113.9", "X-Forwarded-Proto": "https"}
+        shipped = (PROJECT / "nginx/gforms.conf").read_text()
+        self.addCleanup(self._use, shipped, "X-Forwarded-For: 127.0.0.1", claims)
+        for address, lines in wanted.items():
+            with self.subTest(address):
+                answer = self._use(behind(address, shipped), lines[0], claims)
+                self.assertIn(f"{lines[1]}\n", answer.body.replace("\r", ""))
+        self._use(behind("127.0.0.1", shipped), wanted["127.0.0.1"][0], claims)
+        said = self.server.http("/", headers=claims | {"X-Forwarded-Proto": "ftp://"}).body
+        self.assertIn("X-Forwarded-Proto: http\n", said.replace("\r", ""))
+
+    def _use(self, text: str, line: str, claims: dict[str, str]) -> Answer:
+        """Have nginx use this text, until a request with these headers arrives with this line; the answer to it."""
+        self.server.put(SITE, text)
+        self.server.run("nginx -t && systemctl reload nginx")
+        until("nginx has read it", 20, lambda: line in self.server.http("/", headers=claims).body)
+        return self.server.http("/", headers=claims)
 
     def test_unknown_host(self) -> None:
         """Whoever asks for another name gets no answer."""
