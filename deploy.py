@@ -1106,7 +1106,7 @@ class Commands:
                 passed = time.monotonic() - began
                 if passed > timeout:
                     return f"was ended after its time limit of {timeout:g} s"
-                if time.monotonic() - console.last > HEARTBEAT:
+                if min(passed, time.monotonic() - console.last) > HEARTBEAT:
                     log.info(f"still running after {passed:.0f} s: {name}")
         finally:
             if child.process.returncode is None:

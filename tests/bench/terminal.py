@@ -1,6 +1,6 @@
 """A terminal as one sees it, drawn from a real run: python3 -m tests.bench.terminal FILE.svg
 
-The second and third act of the sandbox: a release that goes live, and one that does not. Its folder is shown as
+The second and fourth act of the sandbox: a release that goes live, and one that does not. Its folder is shown as
 /home/ubuntu; nothing else is changed.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
@@ -38,7 +39,8 @@ class Filmed(Sandbox):
 
 def draw(lines: list[str]) -> str:
     """The SVG of a terminal with these lines and their colours."""
-    width, height = round(COLUMNS * LETTER) + 2 * EDGE, len(lines) * LINE + 3 * EDGE
+    rows = [row for line in lines for row in wrap(line)]
+    width, height = round(COLUMNS * LETTER) + 2 * EDGE, len(rows) * LINE + 3 * EDGE
     parts = [
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
@@ -51,17 +53,28 @@ def draw(lines: list[str]) -> str:
         f'<circle cx="{EDGE + 18 * at}" cy="{EDGE}" r="6" fill="{colour}"/>'
         for at, colour in enumerate(("#ff6b6b", "#f0c674", "#5fd38d"))
     ]
-    for number, line in enumerate(lines):
-        first, *rest = SGR.split(line)
-        pieces = [("", first), *zip(rest[::2], rest[1::2], strict=True)]
+    for number, pieces in enumerate(rows):
         spans = "".join(
             f'<tspan fill="{COLOURS[code.lstrip("0")]}">{escape(text)}</tspan>'
             for code, text in pieces
-            if text
         )
         y = 2 * EDGE + (number + 1) * LINE
         parts.append(f'<text x="{EDGE}" y="{y}" xml:space="preserve">{spans}</text>')
     return "\n".join([*parts, "</svg>", ""])
+
+
+def wrap(line: str) -> Iterator[list[tuple[str, str]]]:
+    """The rows that a line takes: pieces of a colour each."""
+    first, *rest = SGR.split(line)
+    row: list[tuple[str, str]] = []
+    left = COLUMNS
+    for code, whole in [("", first), *zip(rest[::2], rest[1::2], strict=True)]:
+        text = whole
+        while len(text) > left:
+            yield [*row, (code, text[:left])]
+            text, row, left = text[left:], [], COLUMNS
+        row, left = [*row, (code, text)], left - len(text)
+    yield row
 
 
 def main() -> int:
@@ -69,14 +82,16 @@ def main() -> int:
     sandbox = Filmed()
     try:
         sandbox.build()
-        sandbox.act_one()
-        sandbox.lines.clear()
-        statuses = [sandbox.act_two()[0], sandbox.act_three()[0]]
-        shown = [line.replace(str(sandbox.root), "/home/ubuntu") for line in sandbox.lines[:-1]]
+        shown, statuses = [], []
+        for act in (sandbox.act_one, sandbox.act_two, sandbox.act_three, sandbox.act_four):
+            sandbox.lines.clear()
+            statuses.append(act()[0])
+            if act in (sandbox.act_two, sandbox.act_four):
+                shown += [line.replace(str(sandbox.root), "/home/ubuntu") for line in sandbox.lines]
     finally:
         sandbox.close()
-    Path(sys.argv[1]).write_text(draw(shown), encoding="utf-8")
-    return 0 if statuses == [0, 1] else 1
+    Path(sys.argv[1]).write_text(draw(shown[:-1]), encoding="utf-8")
+    return 0 if statuses == [0, 0, 1, 1] else 1
 
 
 if __name__ == "__main__":
