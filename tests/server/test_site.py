@@ -435,6 +435,10 @@ class OperationsTest(SiteCase):
         self.assertEqual(
             site.run(["systemctl", "is-active", "gforms-deploy.timer"]).stdout, "active\n"
         )
+        said = site.run(
+            ["systemd-analyze", "security", "--no-pager", "--threshold=70", "gforms-deploy"]
+        ).stdout
+        record(said.splitlines()[-1])
         new = self.push()
         site.run(["systemctl", "start", "gforms-deploy.service"])  # ends when the deployment has
         self.assertEqual(site.late(), f"{new} {new}")
