@@ -242,11 +242,21 @@ class Server(Machine):
         )
 
     def load(
-        self, url: str = "/", *, host: str = HOST, connections: int = 4, pause: float = 0.01
+        self,
+        url: str = "/",
+        *,
+        host: str = HOST,
+        connections: int = 4,
+        pause: float = 0.01,
+        **more: object,
     ) -> Load:
-        """Begin constant load: each connection asks again `pause` seconds after its last answer."""
+        """Begin constant load: each connection asks again `pause` seconds after its last answer.
+
+        `more` is what else client.py knows of a request: its method, body and headers.
+        """
         command = dies_with_us(*self.in_network(sys.executable, str(CLIENT), "load"))
         wish = {"url": full(url), "host": host, "connections": connections, "pause": pause}
+        wish |= more
         return Load(self.spawn(command, stdin=subprocess.PIPE), wish)
 
 

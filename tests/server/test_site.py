@@ -446,10 +446,10 @@ class OperationsTest(SiteCase):
         before = len(site.history())
         site.run(["systemctl", "start", "gforms-deploy.service"])
         self.assertEqual(len(site.history()), before)
-        said = site.run(
+        lines = site.run(
             "journalctl --unit=gforms-deploy --output=cat | tail -n 3"
         ).stdout.splitlines()
-        self.assertEqual([line for line in said if line.startswith("deploy ")], [])
+        self.assertEqual([line for line in lines if line.startswith("deploy ")], [])
         until(
             "it rests",
             30,
