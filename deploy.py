@@ -988,7 +988,6 @@ class Child:
         inherited: Sequence[int] = (),
         stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.PIPE,
-        gentle: bool = False,
     ) -> None:
         name, together = argv[0], stdout == subprocess.PIPE and len(sinks) == 1
         require(
@@ -1007,9 +1006,6 @@ class Child:
                 pass_fds=inherited,
                 start_new_session=True,
             )
-            if gentle:  # the kernel gives its I/O the same rank
-                niceness = max(GENTLE, os.getpriority(os.PRIO_PROCESS, 0))
-                os.setpriority(os.PRIO_PGRP, self.process.pid, niceness)
         except (OSError, ValueError) as error:  # ValueError: an argument with a NUL in it
             reason = getattr(error, "strerror", error)
             raise Failure(
@@ -1023,6 +1019,11 @@ class Child:
         ]
         for reader in self._readers:
             reader.start()
+
+    def give_way(self) -> None:
+        """Have it run after what the site does; the kernel gives its I/O the same rank."""
+        niceness = max(GENTLE, os.getpriority(os.PRIO_PROCESS, 0))
+        os.setpriority(os.PRIO_PGRP, self.process.pid, niceness)
 
     def _read(self, stream: IO[bytes], sink: Sink) -> None:
         for line in stream:  # whole lines, however long: a part of a secret would not be known
@@ -1090,8 +1091,9 @@ class Commands:
 
         log.log(level, f"$ {shlex.join(argv)}")
         sinks = [keep, show] if quiet and stdout == subprocess.PIPE else [show]
-        held, gentle = self.lock.inherited, self.gentle
-        child = Child(argv, folder, environment, sinks, held, stdin, stdout, gentle)
+        child = Child(argv, folder, environment, sinks, self.lock.inherited, stdin, stdout)
+        if self.gentle:
+            child.give_way()
         if ended := self._await_end(child, argv[0], timeout):
             raise CommandFailed(argv, folder, ended, tuple(tail))
         return "\n".join(lines)
@@ -1117,17 +1119,16 @@ class Commands:
         return ended if status else ""
 
 
-def servers(folder: Path, program: str) -> dict[int, Path]:
-    """Process number -> working folder of the processes of a program at work below a folder."""
-    found = {}
+def is_at_work(folder: Path, program: str = "") -> bool:
+    """Whether a process, or one of this program, has its working folder at or below a folder."""
     for process in Path("/proc").glob("[0-9]*"):  # none where there is no /proc
         with contextlib.suppress(OSError):  # it has ended, or is another user's
             place = os.readlink(process / "cwd").removesuffix(" (deleted)")
             words = re.split(r"[\0 ]", (process / "cmdline").read_text("utf-8", "replace"))
-            programs = {os.path.basename(word).rstrip(":") for word in words}
-            if Path(place).is_relative_to(folder) and (not program or program in programs):
-                found[int(process.name)] = Path(place)
-    return found
+            programs = {os.path.basename(word).rstrip(":") for word in words} | {""}
+            if Path(place).is_relative_to(folder) and program in programs:
+                return True
+    return False
 
 
 def holders(file: Path) -> Iterator[int]:
@@ -1589,7 +1590,7 @@ class Git:
     def remove_worktree(self, release: Path) -> None:
         """Remove a release's folder and what git knows of it, whatever state it is in."""
         require(
-            wait_until(lambda: not servers(release, ""), 3),  # one that was killed may be ending
+            wait_until(lambda: not is_at_work(release), 3),  # one that was killed may be ending
             f"a process works in {release}, which is not removed therefore",
             f"end it: fuser -v {release}",
         )
@@ -1598,7 +1599,7 @@ class Git:
 
     def remove_stale_locks(self) -> None:
         """Remove the lock files of a git that was cut off: a run of ours was, and no git runs."""
-        if servers(self.checkout, "git"):
+        if is_at_work(self.checkout, "git"):
             return
         for lock in (*self.folder.glob("*.lock"), *(self.folder / "refs").rglob("*.lock")):
             log.info(f"removed {lock}, which a git that was cut off had left")
@@ -1952,8 +1953,7 @@ def _guard_schema_editor(lock_timeout: int) -> None:
                 " WHERE name = 'client_connection_check_interval'"  # from PostgreSQL 14 on
             )
         editor.__enter__ = enter_limited
-        editor.add_field = add_keeping_default
-        editor.alter_field = alter_with_default
+        editor.add_field, editor.alter_field = add_keeping_default, alter_with_default
 
 
 def migrate_in_django(words: list[str], lock_timeout: int) -> None:
@@ -2664,13 +2664,9 @@ class Candidate:
         # run knows it by this file, which it and all its workers have open
         with open(site.candidate_mark, "w", encoding="ascii") as mark:
             self.child = Child(
-                argv,
-                release.project,
-                release.environment,
-                [self._keep_line],
-                (mark.fileno(),),
-                gentle=True,
+                argv, release.project, release.environment, [self._keep_line], (mark.fileno(),)
             )
+            self.child.give_way()
 
     def _keep_line(self, line: str) -> None:
         self._tail.append(f"| {line}")
@@ -4108,13 +4104,13 @@ def _find_advice(site: Site, bare: Release) -> list[Finding]:
         (
             not backed_up,
             "there is no backup of the last two days",
-            "have cron make one every night: see the README",
+            "have cron make one every night: see docs/database.md",
         ),
         (bool(invalid), "an index was not built to its end", invalid),
         (
             443 not in ports,
             "the site is not served over HTTPS",
-            "sudo certbot --nginx: see the README",
+            "sudo certbot --nginx: see docs/server.md",
         ),
         *(
             (

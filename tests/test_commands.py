@@ -10,7 +10,7 @@ import sys
 
 from tests.lab import PROJECT, LabTest, with_setting
 
-HTTPS = "advice: the site is not served over HTTPS; sudo certbot --nginx: see the README\n"
+HTTPS = "advice: the site is not served over HTTPS; sudo certbot --nginx: see docs/server.md\n"
 
 
 class Status(LabTest):

@@ -242,7 +242,7 @@ class LeftBehindTest(GitTest):
         release = self.root / "releases" / "20261124T100000Z-1a2b3c4"
         self.git("worktree", "add", "--quiet", "--detach", str(release))
         with subprocess.Popen(["sleep", "600"], cwd=release) as process:
-            poll(lambda: deploy.servers(release, ""), "it works there")
+            poll(lambda: deploy.is_at_work(release), "it works there")
             with self.assertRaisesRegex(deploy.Failure, "a process works in"):
                 self.git.remove_worktree(release)
             self.assertTrue((release / "a").exists())
