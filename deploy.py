@@ -935,6 +935,9 @@ def as_failure(error: BaseException) -> Failure:
         return Failure(f"ended by {number.name}", again, 128 + number)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return Failure("the disk is full", "make room (df -h shows where), then deploy again")
+    if isinstance(error, (OSError, MemoryError)) or "start new thread" in str(error):
+        refused = re.sub(r"^\[Errno \d+\] ", "", str(error)) or "out of memory"
+        return Failure(f"this machine refuses: {refused}", "mend that, then deploy again")
     log.debug("nobody foresaw this:", exc_info=error)
     return Failure(f"{type(error).__name__}: {error}", "see the log: python3 deploy.py logs")
 
@@ -994,19 +997,19 @@ class Child:
                 pass_fds=inherited,
                 start_new_session=True,
             )
-        except (OSError, ValueError) as error:  # ValueError: an argument with a NUL in it
-            reason = getattr(error, "strerror", error)
-            raise Failure(
-                f"`{shlex.join(argv)}` cannot be started in {folder}: {reason}",
-                "mend the command in the settings file",
-            ) from None
-        streams = [each for each in (self.process.stdout, self.process.stderr) if each]
-        self._readers = [
-            threading.Thread(target=self._read, args=pair, daemon=True)
-            for pair in zip(streams, sinks, strict=True)
-        ]
-        for reader in self._readers:
-            reader.start()
+            streams = filter(None, (self.process.stdout, self.process.stderr))
+            self._readers = [
+                threading.Thread(target=self._read, args=pair, daemon=True)
+                for pair in zip(streams, sinks, strict=True)
+            ]
+            for reader in self._readers:
+                reader.start()
+        except (OSError, ValueError, RuntimeError) as error:  # with a NUL in it; or no thread left
+            if "process" in vars(self):
+                self.end()
+            what = f"`{shlex.join(argv)}` cannot be started in {folder}"
+            why, remedy = getattr(error, "strerror", error), "mend the command in the settings file"
+            raise Failure(f"{what}: {why}", remedy) from None
 
     def _read(self, stream: IO[bytes], sink: Sink) -> None:
         for line in stream:  # whole lines, however long: a part of a secret would not be known
@@ -1511,14 +1514,19 @@ class Git:
     ) -> str:
         # garbage is collected in the foreground: a git left behind would keep the lock
         argv = ["git", "-c", "gc.autoDetach=false", "-c", "maintenance.autoDetach=false"]
-        return self.commands.run(
-            [*argv, *arguments],
-            folder or self.checkout,
-            self.environment,
-            timeout,
-            quiet=True,
-            stdout=stdout,
-        )
+        try:
+            return self.commands.run(
+                [*argv, *arguments],
+                folder or self.checkout,
+                self.environment,
+                timeout,
+                quiet=True,
+                stdout=stdout,
+            )
+        except CommandFailed as error:
+            if "was ended" in error.last:  # one that is killed, as by a lack of memory, leaves them
+                self.remove_stale_locks()
+            raise
 
     def ask(self, *arguments: str) -> str | None:
         """The answer of git, or None when it fails."""

@@ -51,6 +51,7 @@ class Row:
     cases: int = 0
     broke: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    skipped: str = ""  # why there is no case
 
     def count(self, case: str, broken: Iterable[object]) -> None:
         """One case more, in which all of this broke."""
@@ -61,6 +62,7 @@ class Row:
     def line(self) -> str:
         """The line, in Markdown."""
         held, broke = self.cases - len(self.broke), self.broke[0][:300] if self.broke else "nothing"
+        broke = f"skipped: {self.skipped}" if self.skipped else broke
         return f"| {self.fault} | {self.cases} | {held} | {broke} | {self.seconds:.0f} s |"
 
 
@@ -383,27 +385,28 @@ def left_in(place: Lab, *texts: str) -> Iterator[str]:
         yield f"{place.live()} answers, {place.current()} is current, it may be {texts}"
     if status := place.git("status", "--porcelain", folder=place.checkout):
         yield f"the checkout is not clean: {status}"
-    good = {entry["release"] for entry in place.history() if entry["result"] == "live"}
+    entries = deploy.History(place.workspace / "history.jsonl").entries()  # a line may be torn
+    live = [entry.release for entry in entries if entry.result == "live"]
     there = {path.name for path in (place.workspace / "releases").iterdir()}
     trees = place.git("worktree", "list", "--porcelain", folder=place.checkout).split("\n\n")
     known = {Path(tree.split()[1]).name for tree in trees} - {"checkout"}
     admin = {path.name for path in (place.checkout / ".git" / "worktrees").iterdir()}
-    left = {*(there - good), *(known ^ there), *(admin ^ there)}
+    left = {*(there - set(live)), *(known ^ there), *(admin ^ there)}
     names = ("journal*", "candidate*", "*.new", ".*.new", "backups/*.part", "venvs/*/.part")
     left |= {path.name for each in names for path in place.workspace.glob(each)}
     left |= {path.name for path in (place.checkout / ".git").glob("*.lock")}
     left |= {path.name for each in ("database-*", "frozen") for path in place.root.glob(each)}
     if left:
         yield f"left over: {', '.join(left)}"
-    live = [entry for entry in place.history() if entry["result"] == "live"]
-    if live[-1]["release"] != place.linked("current"):
-        yield f"the history says that {live[-1]['release']} is live"
+    if live[-1] != place.linked("current"):
+        yield f"the history says that {live[-1]} is live"
 
 
-def start(place: Lab, *words: str, **variables: str) -> subprocess.Popen[str]:
-    """Start the tool in a process group of its own, as a shell does."""
+def start(place: Lab, *words: str, before: str = "", **variables: str) -> subprocess.Popen[str]:
+    """Start the tool in a process group of its own, as a shell does that ran something before."""
+    shell = ["sh", "-c", f'{before}\nexec "$@"', "sh"] if before else []
     process = subprocess.Popen(
-        [sys.executable, "-S", "deploy.py", *words],
+        [*shell, sys.executable, "-S", str(place.checkout / "deploy.py"), *words],
         cwd=place.checkout,
         env=place.environment() | variables,
         text=True,
@@ -842,6 +845,150 @@ def unforeseen(log: Path) -> None:
             handler.close()
 
 
+# ---------------------------------------------------------------------------------------- the machine
+
+TRACED = re.compile(r"(?ms)^(?:\| )?(?:Traceback|Exception ignored|Fatal Python|Exception in).*")
+NOBODY = 65534
+AS_NOBODY = f'set -- setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups "$@"'
+PRIVATE = "FAULTS_PRIVATE"  # set where what is mounted is seen by nobody else
+
+
+def of_a_run(place: Lab, process: subprocess.Popen[str]) -> Iterator[str]:
+    """What did not hold in a run that met a fault."""
+    try:
+        run = place.end(process)
+    except subprocess.TimeoutExpired:
+        yield f"it hangs, with {place.running()}"
+        place.kill_all()
+        return
+    log = ""
+    with contextlib.suppress(OSError, ValueError):
+        log = max((place.workspace / "logs").glob("*.log")).read_text(errors="replace")
+    if traced := TRACED.search(log) or TRACED.search(run.stdout):
+        yield f"a traceback: {traced[0][-400:]}"
+    if run.returncode not in KNOWN:
+        yield f"the status was {run.returncode}: {run.stdout[-300:]}"
+
+
+def met(
+    place: Lab, *words: str, before: str = "", mend: Callable[[], object] = lambda: None
+) -> list[str]:
+    """What did not hold in a run that met a fault, and in a plain one when that was mended."""
+    was, deploys = place.live(), not words or words[0] == "deploy"
+    process = start(place, *words, before=before)
+    found = list(of_a_run(place, process))
+    may = {0: ["two"], 1: [was]}.get(process.returncode, []) if deploys else []
+    if place.live() not in (may or ["one", "two"]):
+        found.append(f"{place.live()} answers after status {process.returncode}")
+    mend()
+    again = place.end(start(place, "deploy", "--wait", "60"))
+    if again.returncode:
+        found.append(f"the next run needs a hand: {again.stdout[-500:]}")
+    return [*found, *left_in(place, "two")]
+
+
+@contextlib.contextmanager
+def fresh(*deployed: str) -> Iterator[Lab]:
+    """A lab in which `two`, with a migration, is to be deployed."""
+    with lab(*(deployed or ("one",))) as place:
+        place.push({"app": "two", "migrations": "app.0001_first\napp.0002_two\n"})
+        yield place
+
+
+@contextlib.contextmanager
+def mounted(place: Lab) -> Iterator[Callable[[str], None]]:
+    """The checkout on a file system of its own; what mounts it anew with other options."""
+
+    def remount(options: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{options}", str(place.checkout)], check=True)
+
+    kept = place.checkout.rename(place.root / "kept")
+    place.checkout.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(place.checkout)], check=True)
+    try:
+        shutil.copytree(kept, place.checkout, symlinks=True, dirs_exist_ok=True)
+        yield remount
+    finally:
+        wait_for(lambda: not place.running(), "all has ended", 10)
+        subprocess.run(["umount", str(place.checkout)], check=True)
+
+
+WHOLE = "rw,size=1g,nr_inodes=1000000"
+
+
+def limits_of_a_disk(place: Lab) -> dict[str, int]:
+    """What a whole run needs of a disk: bytes and inodes."""
+    with mounted(place):
+        before = os.statvfs(place.checkout)
+        place.deploy()
+        after = os.statvfs(place.checkout)
+    used = (before.f_bfree - after.f_bfree) * 4096
+    return {"size": used + (1 << 18), "nr_inodes": before.f_ffree - after.f_ffree + 20}
+
+
+def on_a_full_disk(dice: random.Random, row: Row, limit: str, count: int) -> None:
+    """A disk with so little left, `size` or `nr_inodes`, from nothing to enough."""
+    if not os.environ.get(PRIVATE):
+        row.skipped = "only root can mount what nobody else sees"
+        return
+    with fresh() as place:
+        most = limits_of_a_disk(place)[limit]
+    lefts = sorted({0, 1, 2, *(dice.randrange(most) for _ in range(count))})
+    others = [("backup",), ("restart",), ("rollback",), ("status",), ("history",), ("check",)]
+    cases: list[tuple[int, tuple[str, ...]]] = [(left, ()) for left in lefts]
+    for left, words in [*cases, *((0, words) for words in others)]:
+        with fresh() as place, mounted(place) as remount:
+            state = os.statvfs(place.checkout)
+            used = {
+                "size": (state.f_blocks - state.f_bfree) * 4096,
+                "nr_inodes": state.f_files - state.f_ffree,
+            }[limit]
+            remount(f"{limit}={used + left}")
+            row.count(
+                f"{' '.join(words)} with {left} left",
+                met(place, *words, mend=lambda: remount(WHOLE)),
+            )
+
+
+def on_a_disk_that_is_read_only(_: random.Random, row: Row) -> None:
+    """Every command on a file system that was mounted anew, as one with errors is."""
+    if not os.environ.get(PRIVATE):
+        row.skipped = "only root can mount what nobody else sees"
+        return
+    for words in (*STARTS, ["freeze", "x"], ["thaw"], ["maintenance", "on"], ["restart"]):
+        with fresh("one", "two") as place, mounted(place) as remount:
+            remount("ro")
+            row.count(" ".join(words), met(place, *words, mend=lambda: remount(WHOLE)))
+
+
+def within_limits(dice: random.Random, row: Row, count: int) -> None:
+    """Little memory, few files, small files, few processes: as many as Python itself needs, or more."""
+    limits = [
+        *(f"ulimit -n {number}" for number in range(4, 17)),
+        *(f"ulimit -v {number}" for number in range(36_000, 120_000, 4_000)),
+        *(f"trap '' XFSZ; ulimit -f {number}" for number in (*range(12), 20, 50, 100, 300, 400)),
+    ]
+    if not os.geteuid():
+        limits += [f'{AS_NOBODY}\nset -- prlimit --nproc={each} "$@"' for each in range(1, 16)]
+    for limit in sorted(dice.sample(limits, min(count, len(limits)))):
+        with fresh() as place:
+            if NOBODY_RUNS in limit:
+                belong(place, NOBODY)
+            early = place.end(start(place, "--version", before=limit))
+            if not early.returncode:
+                row.count(limit, met(place, before=limit, mend=lambda: belong(place, 0)))
+
+
+NOBODY_RUNS = "setpriv"
+
+
+def belong(place: Lab, user: int) -> None:
+    """All of the lab belongs to another user, who may go there."""
+    place.root.parent.chmod(0o711)
+    for path in (place.root, *place.root.rglob("*")):
+        os.chown(path, user, user, follow_symlinks=False)
+
+
 # ------------------------------------------------------------------------------------------- the table
 
 
@@ -866,6 +1013,10 @@ def parts(runs: int) -> dict[str, Callable[[random.Random, Row], object]]:
         "mutations of names": part(in_names, inputs * 2 // 20, runs // 20),
         "secrets in every shape": part(in_every_shape),
         "commands of GitHub, escapes": part(in_output),
+        "no space left": part(on_a_full_disk, "size", runs // 50),
+        "no inodes left": part(on_a_full_disk, "nr_inodes", runs // 100),
+        "a read-only disk": part(on_a_disk_that_is_read_only),
+        "limits of memory, files, processes": part(within_limits, runs // 25),
     }
 
 
@@ -876,6 +1027,10 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5000, help="kills, about (default: 5000)")
     parser.add_argument("--only", default="", help="the rows whose fault holds this text")
     options = parser.parse_args()
+    if not os.geteuid() and shutil.which("unshare") and not os.environ.get(PRIVATE):
+        os.environ[PRIVATE] = "yes"
+        argv = [sys.executable, "-m", "tests.faults", *sys.argv[1:]]
+        os.execvp("unshare", ["unshare", "--mount", *argv])
     print("| fault | cases | held | what did not | time |\n|---|---|---|---|---|", flush=True)
     rows = []
     for fault, part in parts(options.runs).items():

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 import signal
+import threading
 import unittest
 from collections.abc import Callable
+from unittest import mock
 
+import deploy
 from tests import faults
 from tests.lab import LabTest
 
@@ -46,6 +49,9 @@ class MatrixTest(unittest.TestCase):
     def test_commands_of_github_and_escapes(self) -> None:
         self.assert_holds(20, faults.in_output)
 
+    def test_limits(self) -> None:
+        self.assert_holds(2, faults.within_limits, 3)
+
     def test_what_breaks_is_counted(self) -> None:
         row = faults.Row("x")
         row.count("one", [])
@@ -72,3 +78,25 @@ class TornFreezeTest(LabTest):
                 (self.lab.workspace / "frozen").write_bytes(text)
                 self.assert_sentence(self.lab.deploy(), 77, ["frozen since some time by somebody"])
                 self.assertNotIn("Traceback", self.lab.deploy("status").stdout)
+
+
+class KilledGitTest(LabTest):
+    def test_a_git_that_is_killed_leaves_no_lock(self) -> None:
+        """As by the kernel when memory is short: what it had locked would stop every later deployment."""
+        self.lab.push({"app": "two"})
+        lock = 'touch "$LAB/checkout/.git/index.lock"; kill -9 $$'
+        self.lab.block_git("merge")
+        text = (self.lab.bin / "git").read_text().replace("block pull", lock)
+        self.lab.script("git", text)
+        self.assert_failed(self.lab.deploy(), "was ended by signal 9")
+        self.assert_deployed(self.lab.deploy(), "two")
+
+
+class NoThreadTest(LabTest):
+    def test_a_command_that_nobody_could_read_is_ended(self) -> None:
+        with (
+            mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("no thread")),
+            self.assertRaisesRegex(deploy.Failure, "cannot be started in .*: no thread"),
+        ):
+            deploy.Child(["block", "x"], self.lab.root, self.lab.environment(), [print])
+        self.assertEqual(self.lab.running(), {})
