@@ -59,6 +59,7 @@ class Signals:
     def install(cls) -> None:
         """Handle signals from now on; a lost terminal (SIGHUP) ends neither this nor a child."""
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, every command seems to end with 0
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, cls.keep)
 
@@ -1475,7 +1476,7 @@ def _link_atomically(link: Path, target: Path) -> None:
     beside.unlink(missing_ok=True)
     beside.symlink_to(os.path.relpath(target, link.parent))
     beside.replace(link)
-    flush(link.parent)
+    attempt(flush, link.parent)  # on a disk that fails, the way back goes on all the same
 
 
 def link_shared(checkout: Path, release: Path, name: str) -> None:
@@ -1528,10 +1529,10 @@ class Git:
                 self.remove_stale_locks()
             raise
 
-    def ask(self, *arguments: str) -> str | None:
+    def ask(self, *arguments: str, timeout: float = 120) -> str | None:
         """The answer of git, or None when it fails."""
         with contextlib.suppress(CommandFailed):
-            return self(*arguments)
+            return self(*arguments, timeout=timeout)
         return None
 
     def commit(self, *names: str) -> str:
@@ -3130,16 +3131,17 @@ def _commit_to_deploy(run: Run, asked: str, head: str) -> str:
 
 
 def _why_not_fetched(run: Run, error: CommandFailed) -> Failure:
-    git, remote, branch = run.site.git, run.site.settings.pull.remote, run.site.settings.pull.branch
+    git, pull = run.site.git, run.site.settings.pull
+    remote, branch, limit = pull.remote, pull.branch, pull.timeout
     if remote not in git("remote").split() and not re.search("[/:]", remote):
         return Failure(f"the checkout has no remote {remote}", f"git remote add {remote} URL")
-    if git.ask("ls-remote", "--quiet", remote) is None:
+    if git.ask("ls-remote", "--quiet", remote, timeout=limit) is None:
         return Failure(
             f"the remote {remote} cannot be reached, or refuses this server's key",
             f"try: git ls-remote {remote}",
             details=error.details,
         )
-    if not run.asked and not git.ask("ls-remote", remote, f"refs/heads/{branch}"):
+    if not run.asked and not git.ask("ls-remote", remote, f"refs/heads/{branch}", timeout=limit):
         return Failure(f"the remote {remote} has no branch {branch}", "mend [pull] branch")
     return error
 
@@ -3704,7 +3706,10 @@ def preview(site: Site, asked: str) -> int:
     section = site.settings.pull
     remote, branch = section.remote, asked or section.branch
     refs = (f"heads/{branch}", f"tags/{branch}^{{}}", f"tags/{branch}")  # ^{}: a tag's commit
-    answers = (site.git.ask("ls-remote", "--", remote, f"refs/{ref}") for ref in refs)
+    answers = (
+        site.git.ask("ls-remote", "--", remote, f"refs/{ref}", timeout=section.timeout)
+        for ref in refs
+    )
     revision = next(filter(None, answers), "").partition("\t")[0] or site.git.commit(asked)
     require(
         revision, f"{remote} has no {branch}, or cannot be reached", f"try: git ls-remote {remote}"
@@ -3857,7 +3862,9 @@ def _worded(kind: str, findings: Iterable[Finding]) -> list[str]:
 
 def _find_problems(site: Site, bare: Release) -> Iterator[Finding]:
     """What would make a deployment fail, as far as it can be known beforehand; and alarms."""
-    remote, branch = site.settings.pull.remote, site.settings.pull.branch
+    limit, remote, branch = (
+        vars(site.settings.pull)[key] for key in ("timeout", "remote", "branch")
+    )
     lock = site.root / site.settings.deploy.project / "Pipfile.lock"
     looks: tuple[Callable[[], object], ...] = (
         site.check_place,
@@ -3884,7 +3891,7 @@ def _find_problems(site: Site, bare: Release) -> Iterator[Finding]:
             "make room, as with docker system prune",
         ),
         (
-            not site.git.ask("ls-remote", "--", remote, f"refs/heads/{branch}"),
+            not site.git.ask("ls-remote", "--", remote, f"refs/heads/{branch}", timeout=limit),
             "the remote branch cannot be read",
             f"try: git ls-remote {remote}",
         ),
@@ -4390,6 +4397,9 @@ def sentence(failure: Failure) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; the exit status. Only this turns a failure into a sentence."""
+    while (spare := os.open(os.devnull, os.O_RDWR)) < 3:  # one of them was closed: the lock, which
+        os.set_inheritable(spare, True)  # a new version inherits, would be its stdin
+    os.close(spare)
     options = parse_arguments(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone

@@ -52,6 +52,12 @@ class MatrixTest(unittest.TestCase):
     def test_limits(self) -> None:
         self.assert_holds(2, faults.within_limits, 3)
 
+    def test_a_clock_that_was_set_back(self) -> None:
+        self.assert_holds(15, faults.with_the_clock_set_back, 0.05)
+
+    def test_a_disk_that_fails(self) -> None:
+        self.assert_holds(10, faults.on_a_disk_that_fails, 0.03)
+
     def test_what_breaks_is_counted(self) -> None:
         row = faults.Row("x")
         row.count("one", [])
@@ -100,3 +106,25 @@ class NoThreadTest(LabTest):
         ):
             deploy.Child(["block", "x"], self.lab.root, self.lab.environment(), [print])
         self.assertEqual(self.lab.running(), {})
+
+
+class StartTest(LabTest):
+    def test_without_stdin_it_starts_over(self) -> None:
+        """The lock, which the new version inherits, had its place: Python does not start with that."""
+        tool = (self.lab.author / "deploy.py").read_text()
+        self.lab.push({"app": "two", "deploy.py": f"{tool}# anew\n"})
+        process = faults.start(self.lab, before="exec 0<&-")
+        self.assert_deployed(self.lab.end(process), "two")
+
+    def test_with_sigchld_ignored_a_command_can_fail(self) -> None:
+        self.lab.push({"app": "two"})
+        self.lab.script("services", "exit 4")
+        run = self.lab.end(faults.start(self.lab, before="trap '' CHLD"))
+        self.assert_failed(run, "ended with status 4")
+
+    def test_a_remote_that_hangs(self) -> None:
+        faults.impatient(self.lab)
+        self.lab.setting("pull", "retries", "0")
+        self.lab.script("ssh", "exec sleep 1000")
+        self.lab.git("remote", "set-url", "origin", "ssh://x/y", folder=self.lab.checkout)
+        self.assert_failed(self.lab.deploy(), "the remote origin cannot be reached")
