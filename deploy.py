@@ -59,6 +59,7 @@ class Signals:
     def install(cls) -> None:
         """Handle signals from now on; a lost terminal (SIGHUP) ends neither this nor a child."""
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, every command seems to end with 0
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, cls.keep)
 
@@ -944,6 +945,9 @@ def as_failure(error: BaseException) -> Failure:
         return Failure(f"ended by {number.name}", again, 128 + number)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return Failure("the disk is full", "make room (df -h shows where), then deploy again")
+    if isinstance(error, (OSError, MemoryError)) or "start new thread" in str(error):
+        refused = re.sub(r"^\[Errno \d+\] ", "", str(error)) or "out of memory"
+        return Failure(f"this machine refuses: {refused}", "mend that, then deploy again")
     log.debug("nobody foresaw this:", exc_info=error)
     return Failure(f"{type(error).__name__}: {error}", "see the log: python3 deploy.py logs")
 
@@ -1006,19 +1010,19 @@ class Child:
                 pass_fds=inherited,
                 start_new_session=True,
             )
-        except (OSError, ValueError) as error:  # ValueError: an argument with a NUL in it
-            reason = getattr(error, "strerror", error)
-            raise Failure(
-                f"`{shlex.join(argv)}` cannot be started in {folder}: {reason}",
-                "mend the command in the settings file",
-            ) from None
-        streams = [each for each in (self.process.stdout, self.process.stderr) if each]
-        self._readers = [
-            threading.Thread(target=self._read, args=pair, daemon=True)
-            for pair in zip(streams, sinks, strict=True)
-        ]
-        for reader in self._readers:
-            reader.start()
+            streams = filter(None, (self.process.stdout, self.process.stderr))
+            self._readers = [
+                threading.Thread(target=self._read, args=pair, daemon=True)
+                for pair in zip(streams, sinks, strict=True)
+            ]
+            for reader in self._readers:
+                reader.start()
+        except (OSError, ValueError, RuntimeError) as error:  # with a NUL in it; or no thread left
+            if "process" in vars(self):
+                self.end()
+            what = f"`{shlex.join(argv)}` cannot be started in {folder}"
+            why, remedy = getattr(error, "strerror", error), "mend the command in the settings file"
+            raise Failure(f"{what}: {why}", remedy) from None
 
     def give_way(self) -> None:
         """Have it run after what the site does; the kernel gives its I/O the same rank."""
@@ -1497,7 +1501,7 @@ def _link_atomically(link: Path, target: Path) -> None:
     beside.unlink(missing_ok=True)
     beside.symlink_to(os.path.relpath(target, link.parent))
     beside.replace(link)
-    flush(link.parent)
+    attempt(flush, link.parent)  # on a disk that fails, the way back goes on all the same
 
 
 def link_shared(checkout: Path, release: Path, name: str) -> None:
@@ -1550,19 +1554,24 @@ class Git:
     ) -> str:
         # garbage is collected in the foreground: a git left behind would keep the lock
         argv = ["git", "-c", "gc.autoDetach=false", "-c", "maintenance.autoDetach=false"]
-        return self.commands.run(
-            [*argv, *arguments],
-            folder or self.checkout,
-            self.environment,
-            timeout,
-            quiet=True,
-            stdout=stdout,
-        )
+        try:
+            return self.commands.run(
+                [*argv, *arguments],
+                folder or self.checkout,
+                self.environment,
+                timeout,
+                quiet=True,
+                stdout=stdout,
+            )
+        except CommandFailed as error:
+            if "was ended" in error.last:  # one that is killed, as by a lack of memory, leaves them
+                self.remove_stale_locks()
+            raise
 
-    def ask(self, *arguments: str) -> str | None:
+    def ask(self, *arguments: str, timeout: float = 120) -> str | None:
         """The answer of git, or None when it fails."""
         with contextlib.suppress(CommandFailed):
-            return self(*arguments)
+            return self(*arguments, timeout=timeout)
         return None
 
     def commit(self, *names: str) -> str:
@@ -3180,16 +3189,17 @@ def _commit_to_deploy(run: Run, asked: str, head: str) -> str:
 
 
 def _why_not_fetched(run: Run, error: CommandFailed) -> Failure:
-    git, remote, branch = run.site.git, run.site.settings.pull.remote, run.site.settings.pull.branch
+    git, pull = run.site.git, run.site.settings.pull
+    remote, branch, limit = pull.remote, pull.branch, pull.timeout
     if remote not in git("remote").split() and not re.search("[/:]", remote):
         return Failure(f"the checkout has no remote {remote}", f"git remote add {remote} URL")
-    if git.ask("ls-remote", "--quiet", remote) is None:
+    if git.ask("ls-remote", "--quiet", remote, timeout=limit) is None:
         return Failure(
             f"the remote {remote} cannot be reached, or refuses this server's key",
             f"try: git ls-remote {remote}",
             details=error.details,
         )
-    if not run.asked and not git.ask("ls-remote", remote, f"refs/heads/{branch}"):
+    if not run.asked and not git.ask("ls-remote", remote, f"refs/heads/{branch}", timeout=limit):
         return Failure(f"the remote {remote} has no branch {branch}", "mend [pull] branch")
     return error
 
@@ -3824,7 +3834,10 @@ def _look_ahead(site: Site, asked: str = "") -> str:
     section, install = site.settings.pull, site.settings.install
     remote, branch = section.remote, asked or section.branch
     refs = (f"heads/{branch}", f"tags/{branch}^{{}}", f"tags/{branch}")  # ^{}: a tag's commit
-    answers = (site.git.ask("ls-remote", "--", remote, f"refs/{ref}") for ref in refs)
+    limit = section.timeout
+    answers = (
+        site.git.ask("ls-remote", "--", remote, f"refs/{ref}", timeout=limit) for ref in refs
+    )
     revision = next(filter(None, answers), "").partition("\t")[0] or site.git.commit(asked)
     require(
         revision, f"{remote} has no {branch}, or cannot be reached", f"try: git ls-remote {remote}"
@@ -4515,6 +4528,9 @@ def sentence(failure: Failure) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; the exit status. Only this turns a failure into a sentence."""
+    while (spare := os.open(os.devnull, os.O_RDWR)) < 3:  # one of them was closed: the lock, which
+        os.set_inheritable(spare, True)  # a new version inherits, would be its stdin
+    os.close(spare)
     options = parse_arguments(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone

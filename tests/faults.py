@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import errno
 import functools
 import io
 import json
@@ -34,8 +35,10 @@ from typing import Any
 from unittest import mock
 
 import deploy
-from tests.lab import Lab, wait_for
+from tests.lab import Lab, site_port, wait_for, with_setting
+from tests.terminal import Terminal, columns
 from tests.test_env import Invalid, systemd
+from tests.test_health import Server
 from tests.test_story import INI, SHM, Cut, Play, Played
 
 Command = Callable[[deploy.Site], int]
@@ -51,6 +54,7 @@ class Row:
     cases: int = 0
     broke: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    skipped: str = ""  # why there is no case
 
     def count(self, case: str, broken: Iterable[object]) -> None:
         """One case more, in which all of this broke."""
@@ -61,6 +65,7 @@ class Row:
     def line(self) -> str:
         """The line, in Markdown."""
         held, broke = self.cases - len(self.broke), self.broke[0][:300] if self.broke else "nothing"
+        broke = f"skipped: {self.skipped}" if self.skipped else broke
         return f"| {self.fault} | {self.cases} | {held} | {broke} | {self.seconds:.0f} s |"
 
 
@@ -70,6 +75,9 @@ class Row:
 class Stage(Play):
     """A play whose runs get real signals, at a cut point or at an instant; it knows restores and a start-over."""
 
+    day = "20261124"  # what the clock says
+    fails = 0  # the call of fsync that fails; negative: and all after it
+    synced = 0
     greeting = 0  # the signal that meets a new version when it begins
 
     def __init__(self) -> None:
@@ -126,8 +134,25 @@ class Stage(Play):
         with (
             mock.patch.object(deploy, "Commands", Actor),
             mock.patch.object(os, "execv", functools.partial(self.start_over, command)),
+            mock.patch.object(os, "fsync", self.fsync),
+            mock.patch.object(deploy, "clock", functools.partial(self.clock, deploy.clock)),
         ):
-            return super().status_of(command)
+            try:
+                return super().status_of(command)
+            except OSError as error:  # main makes a sentence of it
+                (self.root / "said").write_text(deploy.as_failure(error).message())
+                return deploy.FAILED
+
+    def clock(self, before: Callable[[str], str], form: str = "") -> str:
+        """The time of a clock that was set."""
+        return before(form).replace("20261124", self.day)
+
+    def fsync(self, _: int) -> None:
+        """As of a disk that may fail."""
+        self.synced += 1
+        if self.synced == self.fails or 0 < -self.fails <= self.synced:
+            (self.root / "failed").touch()
+            raise OSError(errno.EIO, "Input/output error")
 
     def start_over(self, command: Command, *_: object) -> None:
         """What the new version does in the place of this one: it forgets all but the lock."""
@@ -186,6 +211,10 @@ class Actor(Played):
         if "add" in words:
             (self.root / ".git" / "worktrees" / Path(words[-2]).name).mkdir(parents=True)
         super().play_worktree(words, folder)
+
+    def play_pipenv(self, words: list[str], folder: Path) -> None:
+        act = json.loads(self.text(".deploy/journal.json"))["begun"][-1]
+        (self.root / ".deploy" / act["path"]).mkdir(parents=True)
 
     def play_migrate(self, words: list[str], folder: Path) -> None:
         done = [*self.text("database").split(), (folder / "app").read_text()]
@@ -383,27 +412,28 @@ def left_in(place: Lab, *texts: str) -> Iterator[str]:
         yield f"{place.live()} answers, {place.current()} is current, it may be {texts}"
     if status := place.git("status", "--porcelain", folder=place.checkout):
         yield f"the checkout is not clean: {status}"
-    good = {entry["release"] for entry in place.history() if entry["result"] == "live"}
+    entries = deploy.History(place.workspace / "history.jsonl").entries()  # a line may be torn
+    live = [entry.release for entry in entries if entry.result == "live"]
     there = {path.name for path in (place.workspace / "releases").iterdir()}
     trees = place.git("worktree", "list", "--porcelain", folder=place.checkout).split("\n\n")
     known = {Path(tree.split()[1]).name for tree in trees} - {"checkout"}
     admin = {path.name for path in (place.checkout / ".git" / "worktrees").iterdir()}
-    left = {*(there - good), *(known ^ there), *(admin ^ there)}
+    left = {*(there - set(live)), *(known ^ there), *(admin ^ there)}
     names = ("journal*", "candidate*", "*.new", ".*.new", "backups/*.part", "venvs/*/.part")
     left |= {path.name for each in names for path in place.workspace.glob(each)}
     left |= {path.name for path in (place.checkout / ".git").glob("*.lock")}
     left |= {path.name for each in ("database-*", "frozen") for path in place.root.glob(each)}
     if left:
         yield f"left over: {', '.join(left)}"
-    live = [entry for entry in place.history() if entry["result"] == "live"]
-    if live[-1]["release"] != place.linked("current"):
-        yield f"the history says that {live[-1]['release']} is live"
+    if live[-1] != place.linked("current"):
+        yield f"the history says that {live[-1]} is live"
 
 
-def start(place: Lab, *words: str, **variables: str) -> subprocess.Popen[str]:
-    """Start the tool in a process group of its own, as a shell does."""
+def start(place: Lab, *words: str, before: str = "", **variables: str) -> subprocess.Popen[str]:
+    """Start the tool in a process group of its own, as a shell does that ran something before."""
+    shell = ["sh", "-c", f'{before}\nexec "$@"', "sh"] if before else []
     process = subprocess.Popen(
-        [sys.executable, "-S", "deploy.py", *words],
+        [*shell, sys.executable, "-S", str(place.checkout / "deploy.py"), *words],
         cwd=place.checkout,
         env=place.environment() | variables,
         text=True,
@@ -842,6 +872,494 @@ def unforeseen(log: Path) -> None:
             handler.close()
 
 
+# ---------------------------------------------------------------------------------------- the machine
+
+TRACED = re.compile(r"(?ms)^(?:\| )?(?:Traceback|Exception ignored|Fatal Python|Exception in).*")
+NOBODY = 65534
+AS_NOBODY = f'set -- setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups "$@"'
+PRIVATE = "FAULTS_PRIVATE"  # set where what is mounted is seen by nobody else
+
+
+def of_a_run(place: Lab, process: subprocess.Popen[str]) -> Iterator[str]:
+    """What did not hold in a run that met a fault."""
+    try:
+        run = place.end(process)
+    except subprocess.TimeoutExpired:
+        yield f"it hangs, with {place.running()}"
+        place.kill_all()
+        return
+    log = ""
+    with contextlib.suppress(OSError, ValueError):
+        log = max((place.workspace / "logs").glob("*.log")).read_text(errors="replace")
+    if traced := TRACED.search(log) or TRACED.search(run.stdout):
+        yield f"a traceback: {traced[0][-400:]}"
+    if run.returncode not in KNOWN:
+        yield f"the status was {run.returncode}: {run.stdout[-300:]}"
+
+
+def met(
+    place: Lab, *words: str, before: str = "", mend: Callable[[], object] = lambda: None
+) -> list[str]:
+    """What did not hold in a run that met a fault, and in a plain one when that was mended."""
+    was, deploys = place.live(), not words or words[0] == "deploy"
+    process = start(place, *words, before=before)
+    found = list(of_a_run(place, process))
+    may = {0: ["two"], 1: [was]}.get(process.returncode, []) if deploys else []
+    if place.live() not in (may or ["one", "two"]):
+        found.append(f"{place.live()} answers after status {process.returncode}")
+    mend()
+    again = place.end(start(place, "deploy", "--wait", "60"))
+    if again.returncode:
+        found.append(f"the next run needs a hand: {again.stdout[-500:]}")
+    return [*found, *left_in(place, "two")]
+
+
+@contextlib.contextmanager
+def fresh(*deployed: str) -> Iterator[Lab]:
+    """A lab in which `two`, with a migration, is to be deployed."""
+    with lab(*(deployed or ("one",))) as place:
+        place.push({"app": "two", "migrations": "app.0001_first\napp.0002_two\n"})
+        yield place
+
+
+@contextlib.contextmanager
+def mounted(place: Lab) -> Iterator[Callable[[str], None]]:
+    """The checkout on a file system of its own; what mounts it anew with other options."""
+
+    def remount(options: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{options}", str(place.checkout)], check=True)
+
+    kept = place.checkout.rename(place.root / "kept")
+    place.checkout.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(place.checkout)], check=True)
+    try:
+        shutil.copytree(kept, place.checkout, symlinks=True, dirs_exist_ok=True)
+        yield remount
+    finally:
+        wait_for(lambda: not place.running(), "all has ended", 10)
+        subprocess.run(["umount", str(place.checkout)], check=True)
+
+
+WHOLE = "rw,size=1g,nr_inodes=1000000"
+
+
+def limits_of_a_disk(place: Lab) -> dict[str, int]:
+    """What a whole run needs of a disk: bytes and inodes."""
+    with mounted(place):
+        before = os.statvfs(place.checkout)
+        place.deploy()
+        after = os.statvfs(place.checkout)
+    used = (before.f_bfree - after.f_bfree) * 4096
+    return {"size": used + (1 << 18), "nr_inodes": before.f_ffree - after.f_ffree + 20}
+
+
+def on_a_full_disk(dice: random.Random, row: Row, limit: str, count: int) -> None:
+    """A disk with so little left, `size` or `nr_inodes`, from nothing to enough."""
+    if not os.environ.get(PRIVATE):
+        row.skipped = "only root can mount what nobody else sees"
+        return
+    with fresh() as place:
+        most = limits_of_a_disk(place)[limit]
+    lefts = sorted({0, 1, 2, *(dice.randrange(most) for _ in range(count))})
+    others = [("backup",), ("restart",), ("rollback",), ("status",), ("history",), ("check",)]
+    cases: list[tuple[int, tuple[str, ...]]] = [(left, ()) for left in lefts]
+    for left, words in [*cases, *((0, words) for words in others)]:
+        with fresh() as place, mounted(place) as remount:
+            state = os.statvfs(place.checkout)
+            used = {
+                "size": (state.f_blocks - state.f_bfree) * 4096,
+                "nr_inodes": state.f_files - state.f_ffree,
+            }[limit]
+            remount(f"{limit}={used + left}")
+            row.count(
+                f"{' '.join(words)} with {left} left",
+                met(place, *words, mend=lambda: remount(WHOLE)),
+            )
+
+
+def on_a_disk_that_is_read_only(_: random.Random, row: Row) -> None:
+    """Every command on a file system that was mounted anew, as one with errors is."""
+    if not os.environ.get(PRIVATE):
+        row.skipped = "only root can mount what nobody else sees"
+        return
+    for words in (*STARTS, ["freeze", "x"], ["thaw"], ["maintenance", "on"], ["restart"]):
+        with fresh("one", "two") as place, mounted(place) as remount:
+            remount("ro")
+            row.count(" ".join(words), met(place, *words, mend=lambda: remount(WHOLE)))
+
+
+def within_limits(dice: random.Random, row: Row, count: int) -> None:
+    """Little memory, few files, small files, few processes: as many as Python itself needs, or more."""
+    limits = [
+        *(f"ulimit -n {number}" for number in range(4, 17)),
+        *(f"ulimit -v {number}" for number in range(36_000, 120_000, 4_000)),
+        *(f"trap '' XFSZ; ulimit -f {number}" for number in (*range(12), 20, 50, 100, 300, 400)),
+    ]
+    if not os.geteuid():
+        limits += [f'{AS_NOBODY}\nset -- prlimit --nproc={each} "$@"' for each in range(1, 16)]
+    for limit in sorted(dice.sample(limits, min(count, len(limits)))):
+        with fresh() as place:
+            if "setpriv" in limit:
+                belong(place, NOBODY)
+            early = place.end(start(place, "--version", before=limit))
+            if not early.returncode:
+                row.count(limit, met(place, before=limit, mend=lambda: belong(place, 0)))
+
+
+def belong(place: Lab, user: int) -> None:
+    """All of the lab belongs to another user, who may go there."""
+    place.root.parent.chmod(0o711)
+    for path in (place.root, *place.root.rglob("*")):
+        os.chown(path, user, user, follow_symlinks=False)
+
+
+def with_the_clock_set_back(dice: random.Random, row: Row, share: float) -> None:
+    """Runs that begin earlier than those before them, some to recover from one that was killed."""
+    with staged() as start:
+        for scene in SCENES:
+            stage = start.copy()
+            stage.day = "20200101"
+            status, count = stage.run(scene.command, **scene.run())
+            row.count(scene.name, find_broken(stage, scene, status, 0, True))
+            stage.remove()
+            for at in range(1, count + 1):
+                if dice.random() < share:
+                    stage = start.copy()
+                    status, _ = stage.run(scene.command, cut=signalled(at), **scene.run())
+                    stage.day = "20200101"
+                    found = find_broken(stage, scene, status, signal.SIGKILL, True)
+                    row.count(f"{scene.name}, killed at {at}", found)
+                    stage.remove()
+
+
+def on_a_disk_that_fails(dice: random.Random, row: Row, share: float) -> None:
+    """EIO of each fsync of every run; of it alone, or of all from it on."""
+    with staged() as start:
+        for scene, sign in ((scene, sign) for scene in SCENES for sign in (1, -1)):
+            failed, at = True, 0
+            while failed:
+                at += 1
+                if dice.random() >= share:
+                    continue
+                stage = start.copy()
+                stage.fails = sign * at
+                status, _ = stage.run(scene.command, **scene.run())
+                failed, stage.fails = (stage.root / "failed").exists(), 0
+                found = find_broken(stage, scene, -1, 1, True)
+                found += [f"the status was {status}"] if status not in (0, 1, 3) else []
+                row.count(f"{scene.name}, fsync {sign * at}", found)
+                stage.remove()
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.unlink(missing_ok=True)
+
+
+def put(path: Path, data: bytes | None) -> None:
+    """Put a file in a place, or a folder."""
+    remove(path)
+    if data is None:
+        (path / "within").mkdir(parents=True)
+    else:
+        path.write_bytes(data)
+
+
+def seize(path: Path, mode: int, owner: int = -1) -> None:
+    """Give a path to somebody, with these rights."""
+    if path.exists():
+        os.chown(path, owner, owner)
+        path.chmod(mode)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "deleted": remove,
+    "empty": lambda path: put(path, b""),
+    "garbage": lambda path: put(path, bytes(range(256)) * 40),
+    "a folder": lambda path: put(path, None),
+    "of mode 000": lambda path: seize(path, 0),
+    "of another owner": lambda path: seize(path, 0o700, 0),
+}
+OURS = ("journal.json", "journal.new", "candidate", "candidate.sock", "statsd", ".current.new")
+
+
+def kept_files(place: Lab) -> Iterator[Path]:
+    """All that the tool keeps, and what it needs of each release."""
+    yield from (place.checkout / ".env", place.checkout / "deploy.ini")
+    for path in (place.workspace, *sorted(place.workspace.rglob("*"))):
+        parts = path.relative_to(place.workspace).parts
+        if parts[:1] != ("releases",) or len(parts) < 3 or parts[2][:2] in (".g", ".v", ".e"):
+            yield path
+    yield from (place.workspace / name for name in OURS)
+
+
+def with_a_file_damaged(dice: random.Random, row: Row, count: int) -> None:
+    """Each file that is kept, damaged in each way; a command of every kind; then a plain run."""
+    with lab() as place:
+        names = [str(path.relative_to(place.checkout)) for path in kept_files(place)]
+    cases = [(name, how) for name in dict.fromkeys(names) for how in DAMAGES]
+    for name, how in dice.sample(cases, min(count, len(cases))):
+        of_nobody = how.startswith("of ")
+        if of_nobody and not nobody_may():
+            continue
+        with fresh() as place:
+            path, before = place.checkout / name, AS_NOBODY if of_nobody else ""
+            kept = path.read_bytes() if path.is_file() else b""
+            if of_nobody:
+                belong(place, NOBODY)
+            DAMAGES[how](path)
+            found: list[str] = []
+            for words in ("deploy", "status", "history", "rollback --no-freeze", "check", "backup"):
+                found += of_a_run(place, start(place, *words.split(), before=before))
+            if of_nobody:
+                belong(place, 0)
+                seize(path, 0o700)
+            elif path.parent == place.checkout and path.name != ".deploy":
+                put(path, kept)
+                path.chmod(0o600)
+            elif how == "a folder" or (path.is_file() and f"{name}/" in "".join(names)):
+                remove(path)
+            place.push({"app": "three"})
+            again = place.end(start(place))
+            if again.returncode:
+                found.append(f"the next run needs a hand: {again.stdout[-500:]}")
+            elif place.live() != "three" or list(place.workspace.glob("journal*")):
+                found.append(f"{place.live()} answers; {list(place.workspace.glob('journal*'))}")
+            row.count(f"{name} {how}", found)
+
+
+@functools.cache
+def nobody_may() -> bool:
+    """Whether there is a user without rights who can run this Python."""
+    script = f"{AS_NOBODY}\nset -- sh -c '{sys.executable} -c 0'\n{AS_NOBODY}\nexec \"$@\""
+    return not os.geteuid() and not subprocess.run(["sh", "-c", script], check=False).returncode
+
+
+# ----------------------------------------------------------------------------------------- the others
+
+SHORT = {
+    "pull": 1,
+    "install": 2,
+    "services": 2,
+    "static": 2,
+    "migrate": 2,
+    "restart": 2,
+    "health": 1,
+}
+
+
+def impatient(place: Lab, **health: str) -> None:
+    """Have all that is waited for come soon, and what is asked be this."""
+    ini = (place.author / "deploy.ini").read_text()
+    for section, seconds in SHORT.items():
+        ini = with_setting(ini, section, "timeout", str(seconds))
+    for key, value in health.items():
+        ini = with_setting(ini, "health", key, value)
+    place.push({"deploy.ini": ini})
+    place.git("pull", "--quiet", folder=place.checkout)
+
+
+REMOTES = {
+    "is gone": "exit 255",
+    "says nothing": ":",
+    "hangs": "exec sleep 1000",
+    "dies": "kill -9 $$",
+    "sends garbage": "head -c 1000000 /dev/urandom",
+    "sends text": "yes",
+    "sends a byte a second": "while :; do printf 0; sleep 1; done",
+    "ends in the middle": 'git upload-pack "$LAB/author" | head -c 700',
+}
+
+
+def with_a_bad_remote(_: random.Random, row: Row) -> None:
+    """A remote behind an ssh that does this."""
+    for case, does in REMOTES.items():
+        for words in ((), ("--if-changed",), ("check",), ("--dry-run",)):
+            with fresh() as place:
+                impatient(place)
+                place.push({"app": "two"})
+                place.script("ssh", does)
+                url = functools.partial(place.git, "remote", "set-url", "origin")
+                url("ssh://x/gforms", folder=place.checkout)
+
+                def mend(place: Lab = place, url: Callable[..., str] = url) -> None:
+                    url(str(place.author), folder=place.checkout)
+
+                row.count(f"{' '.join(words)} {case}", met(place, *words, mend=mend))
+
+
+INSTEAD = {
+    "hangs": "exec sleep 1000",
+    "hangs and ignores SIGTERM": "trap '' TERM; while :; do sleep 1; done",
+    "dies": "kill -9 $$",
+    "does nothing": "exit 0",
+    "fails": "exit 200",
+    "says no more": "exec >&- 2>&-; exec sleep 1000",
+}
+FIRST = {
+    "prints 10 MB in a line": "head -c 10000000 /dev/zero | tr '\\0' x",
+    "prints 10 MB in lines": "yes a line of its own that is not short | head -c 10000000",
+    "prints garbage": "head -c 100000 /dev/urandom",
+    "leaves a process": "sleep 3 &",
+}
+GITS = ("fetch", "merge", "worktree", "diff", "rev-parse", "config", "log")
+
+
+def with_a_bad_program(dice: random.Random, row: Row, count: int) -> None:
+    """Each program of the settings, and git, that does each of these."""
+    programs = ("pipenv", "services", "gunicorn", "restart", "../python")
+    cases = [(name, does) for name in programs for does in ("is missing", *INSTEAD, *FIRST)]
+    cases += [(f"git {name}", does) for name in GITS for does in ("dies", "fails", *FIRST)]
+    cases.remove(("restart", "does nothing"))  # what serves can be seen on a server alone
+    for name, does in dice.sample(cases, min(count, len(cases))):
+        with fresh() as place:
+            impatient(place)
+            place.push(
+                {"Pipfile.lock": json.dumps({"_meta": {"requires": {}}, "default": {"x": {}}})}
+            )
+            script, _, word = name.partition(" ")
+            path = place.bin / script
+            kept = path.read_text() if path.exists() else ""
+            if does == "is missing":
+                path.unlink()
+            else:
+                text = INSTEAD.get(does) or FIRST[does]
+                if word:
+                    text = f'case " $* " in *" {word} "*) {text};; esac'
+                    place.script("git", f'exec {shutil.which("git")} "$@"')
+                if does in INSTEAD and not word:
+                    place.script(script, text)
+                else:
+                    place.first(script, text)
+
+            def mend(place: Lab = place, script: str = script, kept: str = kept) -> None:
+                place.script(script, kept) if kept else (place.bin / script).unlink()
+
+            row.count(f"{name} {does}", met(place, mend=mend))
+
+
+ANSWERS = ("status/302", "status/404", "drip", "body", "silent", "nothing", "garbage", "torn")
+ADDRESSES = ("http://nowhere.invalid/", "http://127.0.0.1:1/", "https://127.0.0.1:{port}/")
+CANDIDATES = {
+    "dies after its answer": "os._exit(0)",
+    "dies": "os.kill(os.getpid(), 9)",
+    "hangs": "time.sleep(1000)",
+    "sends a byte a second": "[(connection.sendall(b'H'), time.sleep(1)) for _ in range(1000)]",
+    "sends garbage": "connection.sendall(bytes(range(256)) * 9)",
+    "redirects": "connection.sendall(b'HTTP/1.1 302 Found\\r\\nLocation: /\\r\\n\\r\\n')",
+    "answers without an end": "while True: connection.sendall(b'HTTP/1.1 200 OK\\r\\n\\r\\n')",
+}
+
+
+def with_a_bad_address(_: random.Random, row: Row) -> None:
+    """A site, and a candidate, that answer so."""
+    server = Server()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    port = server.server_address[1]
+    urls = [f"http://127.0.0.1:{port}/{each}" for each in ANSWERS]
+    for url in (*urls, *(each.format(port=port) for each in ADDRESSES)):
+        with fresh() as place:
+            good = f"http://127.0.0.1:{site_port()}/"
+            impatient(place, url=url)
+            row.count(url, met(place, mend=functools.partial(impatient, place, url=good)))
+    with fresh() as place:
+        impatient(place, contains="another text")
+        mend = functools.partial(impatient, place, contains="")
+        row.count("the wrong text", met(place, mend=mend))
+    for case, does in CANDIDATES.items():
+        with fresh() as place:
+            impatient(place)
+            good = (place.bin / "gunicorn").read_text()
+            call = re.search(r"    connection\.sendall.*", good)
+            assert call
+            after = f"{call[0].strip()}; {does}" if "after" in case else does
+            place.script("gunicorn", good.replace(call[0].strip(), after))
+            mend = functools.partial(place.script, "gunicorn", good)
+            row.count(f"a candidate that {case}", met(place, mend=mend))
+    server.closing.set()
+    server.shutdown()
+    server.server_close()
+
+
+# ---------------------------------------------------------------------------------- terminal and ssh
+
+ENVIRONMENTS = (
+    *(f"exec {a} {b} {c}" for a in ("", "0<&-") for b in ("", "1>&-") for c in ("", "2>&-")),
+    *(
+        "exec >/dev/full",
+        "exec >/dev/full 2>&1",
+        "exec 1</dev/null",
+        "exec 5</dev/null 9</dev/null",
+    ),
+    *(f"export {each}=" for each in ("LANG=C LC_ALL", "LANG=C; unset LC_ALL LC_CTYPE; export X")),
+    "export LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 PYTHONIOENCODING=ascii",
+    *("unset LANG LC_ALL LC_CTYPE", "export LC_ALL=nonsense", "export LANG=de_DE LC_ALL=de_DE"),
+    *("export PYTHONWARNINGS=error PYTHONDEVMODE=1", "export PYTHONOPTIMIZE=2 PYTHONHASHSEED=7"),
+    *("unset HOME", "export HOME=/nowhere", "export HOME=", "unset PATH", "export PATH=/nowhere"),
+    *("export PATH=", "export TMPDIR=/nowhere", "export COLUMNS=0 LINES=0", "unset TERM USER"),
+    'mkdir "$LAB/gone"; cd "$LAB/gone"; rmdir "$LAB/gone"',
+    *("umask 077", "umask 000", "umask 777", "trap '' TERM INT HUP PIPE QUIT USR1", "trap '' CHLD"),
+    'env -i true; set -- env -i LAB="$LAB" PATH="$LAB/bin" "$@"',
+)
+
+
+def in_odd_environments(dice: random.Random, row: Row, count: int) -> None:
+    """A start without what most have; of a deployment, one that starts over, and one that fails."""
+    kinds = ("", ", starting over", ", failing")
+    cases = [(before, kind) for before in ENVIRONMENTS for kind in kinds]
+    for before, kind in dice.sample(cases, min(count, len(cases))):
+        with fresh() as place:
+            place.push({"app": "two"}, "größe und länge, 値")
+            if kind == ", starting over":
+                ini = (place.author / "deploy.ini").read_text()
+                place.push({"deploy.ini": f"{ini}# anew\n"})
+            elif kind:
+                place.push({"boot": "broken"})
+            mend = functools.partial(place.push, {"boot": ""})
+            row.count(f"{before}{kind}", met(place, before=before, mend=mend))
+            written = [path for path in place.workspace.rglob("*") if path.stat().st_mode & 0o002]
+            row.broke += [f"{before}{kind}: everyone may write {written}"] if written else []
+
+
+def with_output_cut(_: random.Random, row: Row) -> None:
+    """The reader goes after each line, reads late, or stops the tool and lets it go on."""
+    with fresh() as place:
+        said = place.end(start(place)).stdout.count("\n")
+    pipe = 'exec bash -c \'set -o pipefail; then=$1; shift; "$@" 2>&1 | eval "$then"\' bash'
+    flood = "yes a line of its own that is not short | head -c 1000000"
+    readers = [*(f"head -n {lines}" for lines in range(said + 1)), "(sleep 2; cat)", "exec 0<&-"]
+    for reader in readers:
+        for name in ("", "restart", "gunicorn"):
+            with fresh() as place:
+                if name:
+                    kept = (place.bin / name).read_text()
+                    place.first(name, flood) if name == "restart" else place.script(name, "exit 1")
+                mend = functools.partial(place.script, name, kept) if name else (lambda: None)
+                found = met(place, before=f'{pipe} "{reader}" "$@"', mend=mend)
+                row.count(f"{reader}{name and f', with a bad {name}'}", found)
+
+
+def with_ctrl_z(dice: random.Random, row: Row, count: int) -> None:
+    """Stopped at a random instant, for a moment, as with Ctrl-Z and fg, on a terminal of 20 columns."""
+    for _ in range(count):
+        with fresh() as place:
+            terminal, instant = Terminal(place, columns=20), dice.uniform(0, 0.6)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                terminal.process.wait(instant)
+            for number in (signal.SIGTSTP, signal.SIGSTOP, signal.SIGCONT):
+                terminal.process.send_signal(number)
+                time.sleep(0.1)
+            status = terminal.end()
+            wide = [frame for frame in terminal.frames() if "  " in frame and columns(frame) > 20]
+            steps = [
+                frame for frame in wide if re.match(r"[ ✓✗] (?:" + "|".join(SHORT) + ")", frame)
+            ]
+            found = [f"wider than the terminal: {steps}"] if steps else []
+            found += [f"the status was {status}: {terminal.raw[-300:]}"] if status else []
+            row.count(f"after {instant:.3f} s", [*found, *left_in(place, "two")])
+
+
 # ------------------------------------------------------------------------------------------- the table
 
 
@@ -866,6 +1384,19 @@ def parts(runs: int) -> dict[str, Callable[[random.Random, Row], object]]:
         "mutations of names": part(in_names, inputs * 2 // 20, runs // 20),
         "secrets in every shape": part(in_every_shape),
         "commands of GitHub, escapes": part(in_output),
+        "no space left": part(on_a_full_disk, "size", runs // 50),
+        "no inodes left": part(on_a_full_disk, "nr_inodes", runs // 100),
+        "a read-only disk": part(on_a_disk_that_is_read_only),
+        "limits of memory, files, processes": part(within_limits, runs // 25),
+        "a clock that was set back": part(with_the_clock_set_back, 1.0 if runs >= 5000 else 0.1),
+        "a disk that fails": part(on_a_disk_that_fails, 1.0),
+        "a file that is damaged": part(with_a_file_damaged, runs // 20),
+        "a remote that is gone, hangs, lies": part(with_a_bad_remote),
+        "a program that is missing, hangs, dies, lies": part(with_a_bad_program, runs // 40),
+        "an address that is gone, hangs, lies": part(with_a_bad_address),
+        "a start without what most have": part(in_odd_environments, runs // 40),
+        "output that is cut, or read late": part(with_output_cut),
+        "Ctrl-Z, and 20 columns": part(with_ctrl_z, runs // 250),
     }
 
 
@@ -876,6 +1407,10 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5000, help="kills, about (default: 5000)")
     parser.add_argument("--only", default="", help="the rows whose fault holds this text")
     options = parser.parse_args()
+    if not os.geteuid() and shutil.which("unshare") and not os.environ.get(PRIVATE):
+        os.environ[PRIVATE] = "yes"
+        argv = [sys.executable, "-m", "tests.faults", *sys.argv[1:]]
+        os.execvp("unshare", ["unshare", "--mount", *argv])
     print("| fault | cases | held | what did not | time |\n|---|---|---|---|---|", flush=True)
     rows = []
     for fault, part in parts(options.runs).items():

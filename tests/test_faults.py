@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 import signal
+import threading
 import unittest
 from collections.abc import Callable
+from unittest import mock
 
+import deploy
 from tests import faults
 from tests.lab import LabTest
 
@@ -46,6 +49,15 @@ class MatrixTest(unittest.TestCase):
     def test_commands_of_github_and_escapes(self) -> None:
         self.assert_holds(20, faults.in_output)
 
+    def test_limits(self) -> None:
+        self.assert_holds(2, faults.within_limits, 3)
+
+    def test_a_clock_that_was_set_back(self) -> None:
+        self.assert_holds(15, faults.with_the_clock_set_back, 0.05)
+
+    def test_a_disk_that_fails(self) -> None:
+        self.assert_holds(10, faults.on_a_disk_that_fails, 0.03)
+
     def test_what_breaks_is_counted(self) -> None:
         row = faults.Row("x")
         row.count("one", [])
@@ -72,3 +84,47 @@ class TornFreezeTest(LabTest):
                 (self.lab.workspace / "frozen").write_bytes(text)
                 self.assert_sentence(self.lab.deploy(), 77, ["frozen since some time by somebody"])
                 self.assertNotIn("Traceback", self.lab.deploy("status").stdout)
+
+
+class KilledGitTest(LabTest):
+    def test_a_git_that_is_killed_leaves_no_lock(self) -> None:
+        """As by the kernel when memory is short: what it had locked would stop every later deployment."""
+        self.lab.push({"app": "two"})
+        lock = 'touch "$LAB/checkout/.git/index.lock"; kill -9 $$'
+        self.lab.block_git("merge")
+        text = (self.lab.bin / "git").read_text().replace("block pull", lock)
+        self.lab.script("git", text)
+        self.assert_failed(self.lab.deploy(), "was ended by signal 9")
+        self.assert_deployed(self.lab.deploy(), "two")
+
+
+class NoThreadTest(LabTest):
+    def test_a_command_that_nobody_could_read_is_ended(self) -> None:
+        with (
+            mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("no thread")),
+            self.assertRaisesRegex(deploy.Failure, "cannot be started in .*: no thread"),
+        ):
+            deploy.Child(["block", "x"], self.lab.root, self.lab.environment(), [print])
+        self.assertEqual(self.lab.running(), {})
+
+
+class StartTest(LabTest):
+    def test_without_stdin_it_starts_over(self) -> None:
+        """The lock, which the new version inherits, had its place: Python does not start with that."""
+        tool = (self.lab.author / "deploy.py").read_text()
+        self.lab.push({"app": "two", "deploy.py": f"{tool}# anew\n"})
+        process = faults.start(self.lab, before="exec 0<&-")
+        self.assert_deployed(self.lab.end(process), "two")
+
+    def test_with_sigchld_ignored_a_command_can_fail(self) -> None:
+        self.lab.push({"app": "two"})
+        self.lab.script("services", "exit 4")
+        run = self.lab.end(faults.start(self.lab, before="trap '' CHLD"))
+        self.assert_failed(run, "ended with status 4")
+
+    def test_a_remote_that_hangs(self) -> None:
+        faults.impatient(self.lab)
+        self.lab.setting("pull", "retries", "0")
+        self.lab.script("ssh", "exec sleep 1000")
+        self.lab.git("remote", "set-url", "origin", "ssh://x/y", folder=self.lab.checkout)
+        self.assert_failed(self.lab.deploy(), "the remote origin cannot be reached")
