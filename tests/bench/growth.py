@@ -79,6 +79,7 @@ def rows(runs: int) -> Iterator[str]:
         try:
             sandbox.build()
             sandbox.edit("deploy.ini", "deadline = 20\n", "deadline = 120\n")
+            sandbox.edit("deploy.ini", "retries = 0\n", "retries = 0\ntimeout = 900\n")
             sandbox.push("Be patient")
             assert sandbox.deploy()[0] == 0
             before = measure(sandbox, runs)
