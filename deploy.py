@@ -2833,7 +2833,7 @@ def say_changes(run: Run, before: str) -> None:
     old = site.releases.open(site.releases.folder / before)
     between = f"{old.revision or release.revision}...{release.revision}"
     marked = site.git("log", "--left-right", "--format=%m%h %s", between).splitlines()
-    commits = [f"commit {'taken back ' if line[0] == '<' else ''}{line[1:]}" for line in marked]
+    commits = [f"commit {'taken back ' if line[:1] == '<' else ''}{line[1:]}" for line in marked]
     was, now = _packages(old), _packages(release)
     moved = [
         f"package {name}: {was.get(name, 'none')} -> {now.get(name, 'none')}"

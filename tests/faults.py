@@ -1235,6 +1235,8 @@ def with_a_bad_program(dice: random.Random, row: Row, count: int) -> None:
 
             def mend(place: Lab = place, script: str = script, kept: str = kept) -> None:
                 place.script(script, kept) if kept else (place.bin / script).unlink()
+                for python in place.workspace.glob("venvs/*/bin/python"):  # which it copied
+                    shutil.copy(place.root / "python", python)
 
             row.count(f"{name} {does}", met(place, mend=mend))
 
