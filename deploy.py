@@ -3992,7 +3992,11 @@ def _find_problems(site: Site, bare: Release) -> Iterator[Finding]:
 def _find_missing(site: Site, bare: Release) -> Iterator[Finding]:
     """The programs and rights that a deployment needs and this user lacks."""
     commands = (("git",), *site.settings.step_commands(), *site.settings.restart.proxy)
-    programs = dict.fromkeys(argv[0] for argv in commands if argv[0] != "python")
+    programs = dict.fromkeys(
+        argv[0]
+        for argv in commands
+        if argv[0] not in ("python", "{python}", "pip")  # those of the environment
+    )
     there = [each for each in programs if shutil.which(each, path=site.base["PATH"])]
     for tool in programs:
         remedy = INSTALLED_BY.get(tool, "install it")
