@@ -1910,6 +1910,7 @@ def _describe_database() -> dict[str, Any]:
             invalid = [name for (name,) in cursor.fetchall()]
     return {
         "vendor": connection.vendor,
+        "file": str(connection.settings_dict["NAME"]) if connection.vendor == "sqlite" else "",
         "identity": identity,
         "lock_timeout": lock_timeout,
         "invalid": invalid,
@@ -2068,6 +2069,7 @@ class Schema:
 
     migrations: list[Migration]
     vendor: str
+    file: str  # the one of SQLite
     identity: str
     lock_timeout: str
     invalid: list[str]  # indexes that were not built to their end
@@ -3393,7 +3395,7 @@ def migrate(run: Run) -> None:
     run.start_candidate()  # it boots while the migrations are listed
     if run.site.settings.migrate.shell:
         schema = database.look(run.release)
-        _check_database(run.site, schema)
+        _check_database(run.site, schema, run.release)
         planned = [each for each in schema.migrations if not each.applied]
         _tell_of_risks(run, schema, planned)
         if not planned:
@@ -3407,7 +3409,7 @@ def migrate(run: Run) -> None:
     run.migrated = planned
 
 
-def _check_database(site: Site, schema: Schema) -> None:
+def _check_database(site: Site, schema: Schema, release: Release) -> None:
     """Failure unless this is the database, the only one, that is backed up and not lost."""
     migrate, backup, live = site.settings.migrate, site.settings.backup, site.releases.live_name()
     named = " ".join(chain(*migrate.before, *migrate.command, *migrate.after))
@@ -3425,7 +3427,12 @@ def _check_database(site: Site, schema: Schema) -> None:
         "--yes, or: python3 deploy.py manage migrate",
     )
     require(
-        schema.vendor == "postgresql" or "pg_dump" not in str(backup.command),
+        not schema.file or release.folder not in (release.project / schema.file).resolve().parents,
+        f"the database is {schema.file}: what is written there would end with its release",
+        "move it into a folder of [deploy] shared, in Django's settings too, and push",
+    )
+    require(
+        schema.vendor == "postgresql" or not re.search("pg_dump|postgresql", str(backup.command)),
         f"Django's database is {schema.vendor}, and [backup] command backs PostgreSQL up",
         "say there how yours is, or nothing",
     )
@@ -4030,7 +4037,11 @@ def _find_problems(site: Site, bare: Release) -> Iterator[Finding]:
 def _find_missing(site: Site, bare: Release) -> Iterator[Finding]:
     """The programs and rights that a deployment needs and this user lacks."""
     commands = (("git",), *site.settings.step_commands(), *site.settings.restart.proxy)
-    programs = dict.fromkeys(argv[0] for argv in commands if argv[0] != "python")
+    programs = dict.fromkeys(
+        argv[0]
+        for argv in commands
+        if argv[0] not in ("python", "{python}", "pip")  # those of the environment
+    )
     there = [each for each in programs if shutil.which(each, path=site.base["PATH"])]
     for tool in programs:
         remedy = INSTALLED_BY.get(tool, "install it")

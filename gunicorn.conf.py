@@ -39,6 +39,8 @@ role = os.environ.get("DEPLOY_ROLE", "candidate")
 notify_socket = os.environ.pop("NOTIFY_SOCKET", "") if "DEPLOY_ROLE" in os.environ else ""
 if notify_socket.startswith("@"):
     notify_socket = "\0" + notify_socket[1:]
+# -- Twisted, which daphne and Channels may import, takes systemd's socket out of the environment.
+systemd_socket = {name: os.environ[name] for name in os.environ if name.startswith("LISTEN_")}
 
 
 def on_starting(_server: Any) -> None:
@@ -46,6 +48,7 @@ def on_starting(_server: Any) -> None:
     from django.urls import get_resolver
 
     list(get_resolver().url_patterns)
+    os.environ.update(systemd_socket)  # gunicorn looks for it after this
 
 
 def post_worker_init(worker: Any) -> None:

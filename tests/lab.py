@@ -82,7 +82,7 @@ elif command == "plan":
     known = [{"name": name, "applied": name in done, "reversible": "fixed" not in name, "atomic": "plain" not in name,
               "replaces": replaces[name], "incompatible": ["Remove field x from y"] * ("remove" in name)}
              for name in wanted]
-    facts = {"vendor": "postgresql", "identity": "", "lock_timeout": "2s", "invalid": [], "others": []}
+    facts = {"vendor": "postgresql", "file": "", "identity": "", "lock_timeout": "2s", "invalid": [], "others": []}
     print(json.dumps(facts | {"migrations": known} | json.loads(read(f"{lab}/facts") or "{}")))
 elif command == "rehearse":
     if any("unrehearsed" in name for name in wanted):

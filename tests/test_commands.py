@@ -303,6 +303,11 @@ class Check(LabTest):
         self.assertEqual(run.stdout, f"ready to deploy\n{HTTPS}")
         self.assertEqual(self.lab.deploy("check", "--quiet").stdout, "")
 
+    def test_programs_that_the_environment_brings(self) -> None:
+        """The Python that a line for pip names is no program in PATH."""
+        self.lab.setting("install", "command", "{python} -m venv {venv}\n    nowhere install")
+        self.assertIn("problem: nowhere is not installed, or not in PATH", self.problems(1))
+
     def test_advice(self) -> None:
         self.lab.setting("check", "command", "sh -c 'echo \"It identified 1 issue.\"; exit 1'")
         self.lab.script(

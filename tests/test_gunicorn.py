@@ -67,6 +67,10 @@ def post_fork(server, worker):
     if worker.age == 3:
         raise ValueError("the third one is ill")
 """
+TAKES = """
+import os
+del os.environ["LISTEN_PID"], os.environ["LISTEN_FDS"]
+"""
 
 
 def setUpModule() -> None:
@@ -140,20 +144,26 @@ class Gunicorn:
         with (self.project / name).open("a") as file:
             file.write(text)
 
-    def start(self, *options: str, systemd: Systemd | None = None, **variables: str) -> None:
+    def start(
+        self, *options: str, systemd: Systemd | None = None, listener: int = 0, **variables: str
+    ) -> None:
         """Start it, as a unit with these variables would, or without any as a deployment would."""
         variables |= {"PATH": os.defpath, "HOME": str(self.root)}
         variables |= {"PYTHONPATH": str(TOOLS / self.version), "PYTHONDONTWRITEBYTECODE": "1"}
         if systemd:
             variables["NOTIFY_SOCKET"] = systemd.address
+        passed: list[str] = []
+        if listener:
+            passed = ["sh", "-c", f'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&{listener}', "sh"]
         script = [str(TOOLS / "env/bin/python"), str(TOOLS / self.version / "bin/gunicorn")]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*script, *(options or ("--bind", f"unix:{self.address}"))],
+                [*passed, *script, *(options or ("--bind", f"unix:{self.address}"))],
                 cwd=self.project,
                 env=variables,
                 stdout=log,
                 stderr=log,
+                pass_fds=[listener] if listener else (),
                 start_new_session=True,
             )
         self.case.addCleanup(self.end)
@@ -259,6 +269,19 @@ class ServingTest(GunicornCase):
             self.assertEqual(gunicorn.process.wait(PATIENCE), 0)
             self.assertEqual(gunicorn.log.read_text().count("Booting worker"), 1)
             self.assertEqual({each.name for each in gunicorn.root.iterdir()}, {".deploy", "log"})
+
+        self.each(test)
+
+    def test_an_application_that_takes_the_socket_of_systemd(self) -> None:
+        """As Twisted does, which comes with daphne: gunicorn is to listen on it all the same."""
+
+        def test(gunicorn: Gunicorn) -> None:
+            gunicorn.add("forms/wsgi.py", TAKES)
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(str(gunicorn.address))
+                listener.listen()
+                gunicorn.start("--name", "one", listener=listener.fileno())
+                self.assertIn(" True", gunicorn.ask())
 
         self.each(test)
 

@@ -126,6 +126,21 @@ class WhichDatabase(MigrationTest):
         self.lab.setting("backup", "command", "docker exec postgresql pg_dump")
         self.assert_refused("Django's database is sqlite, and", vendor="sqlite")
 
+    def test_sqlite_beside_the_backup_that_is_shipped(self) -> None:
+        self.lab.setting("backup", "command", "sh postgresql/restore.sh dump --compress=zstd")
+        self.assert_refused("Django's database is sqlite, and", vendor="sqlite")
+
+    def test_a_file_of_sqlite_in_the_release(self) -> None:
+        """The next release would begin with the one that git has, or with none."""
+        told = "db.sqlite3: what is written there would end with its release"
+        self.assert_refused(told, vendor="sqlite", file="db.sqlite3")
+
+    def test_a_file_of_sqlite_in_a_shared_folder(self) -> None:
+        self.lab.setting("deploy", "shared", "data/")
+        (self.lab.root / "facts").write_text('{"vendor": "sqlite", "file": "data/db.sqlite3"}')
+        self.push("app.0002_good")
+        self.assert_deployed(self.lab.deploy(), "two")
+
     def test_sqlite_with_a_backup_of_its_own(self) -> None:
         (self.lab.root / "facts").write_text('{"vendor": "sqlite"}')
         self.push("app.0002_good")

@@ -144,6 +144,7 @@ class Played(deploy.Commands):
         facts = {
             "vendor": "postgresql",
             "identity": "",
+            "file": "",
             "lock_timeout": "2s",
             "invalid": [],
             "others": [],
