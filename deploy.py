@@ -1814,13 +1814,13 @@ def list_migrations(keeps_defaults: bool) -> None:
     print(json.dumps({"migrations": found, **_describe_database()}))
 
 
-def list_folders() -> None:
-    """Print what the project's settings say of its static files and uploads, as JSON."""
+def list_settings() -> None:
+    """Print what the project's settings say of its static files, uploads and DEBUG, as JSON."""
     import json
 
     from django.conf import settings
 
-    names = ("STATIC_URL", "STATIC_ROOT", "MEDIA_ROOT")
+    names = ("STATIC_URL", "STATIC_ROOT", "MEDIA_ROOT", "DEBUG")
     print(json.dumps([str(getattr(settings, name) or "") for name in names]))
 
 
@@ -2026,7 +2026,7 @@ IN_DJANGO = "from __future__ import annotations\n" + "\n\n".join(
     inspect.getsource(each)
     for each in (
         list_migrations,
-        list_folders,
+        list_settings,
         _read_migrations,
         _find_conflicts,
         _judge_operation,
@@ -3364,7 +3364,9 @@ def collect_static(run: Run) -> None:
 def _hold_to_nginx(run: Run) -> None:
     """Have static files and uploads where nginx/gforms.conf looks, or say what to write."""
     folder, project, nginx = run.release.folder, run.release.project, "nginx/gforms.conf"
-    url, *roots = run.site.database.ask_django(run.release, "list_folders")
+    url, *roots, debug = run.site.database.ask_django(run.release, "list_settings")
+    if debug:
+        log.warning("Django's DEBUG is on: visitors see settings and source")
     static, media = places = [(project / root).resolve() for root in roots]
     for root, place, name in zip(roots, places, ("staticfiles", "media"), strict=True):
         link = folder / name
@@ -3558,7 +3560,8 @@ def restart(run: Run) -> None:
 
 def go_back(site: Site, act: Act) -> str | None:
     """Make the release before live again: switch, restart, and check the health of the site."""
-    if not act["old"]:
+    of_old = [each.result for each in site.history.entries() if each.release == act["old"]]
+    if not act["old"] or (of_old and "live" not in of_old):  # that one never answered
         return "there is no earlier release to go back to"
     section, place = site.settings.restart, site.releases.open(site.releases.folder / act["old"])
     say(f"going back to {place.name}")

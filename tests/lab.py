@@ -58,7 +58,7 @@ import json, os, sys
 lab, code = os.environ["LAB"], sys.stdin.read() if sys.argv[1] == "shell" else ""
 call = os.environ["CALL"] = code.strip().rpartition("\\n")[2]  # as in reverse_migrations(['app.0002_x'], 2000)
 names = {"list_migrations": "plan", "reverse_migrations": "reverse", "migrate_in_django": "migrate",
-         "list_folders": "folders"}
+         "list_settings": "folders"}
 command = sys.argv[1] if not call else names.get(call.partition("(")[0], "rehearse")
 undo = call.split("'")[1::2]
 read = lambda path: open(path).read() if os.path.exists(path) else ""
@@ -75,7 +75,8 @@ if command == "collectstatic":
     os.mkdir("staticfiles")
     open("staticfiles/style.css", "w").write(read("app"))
 elif command == "folders":
-    print(read("folders") or json.dumps(["/static/", os.path.abspath("staticfiles"), ""]))
+    told = json.loads(read("folders") or json.dumps(["/static/", os.path.abspath("staticfiles"), ""]))
+    print(json.dumps([*told, read("debug").strip()]))
 elif command == "plan":
     assert "json.dumps" in code
     print("Planned operations:")

@@ -33,6 +33,12 @@ class Folders(LabTest):
         self.lab.push({"app": "two", "folders": json.dumps(folders), "nginx/gforms.conf": "none"})
         self.assert_deployed(self.lab.deploy(), "two")
 
+    def test_debug(self) -> None:
+        self.lab.push({"app": "two", "debug": "True"})
+        run = self.lab.deploy()
+        self.assert_deployed(run, "two")
+        self.assertIn("Django's DEBUG is on: visitors see settings and source", run.stdout)
+
     def test_uploads(self) -> None:
         self.lab.setting("deploy", "shared", ".env media/ files/up/")
         for app, folder in (("two", "media"), ("three", "files/up")):
@@ -476,3 +482,12 @@ class FirstDeploymentFails(LabTest):
         self.lab.push({"app": "two"})
         self.assert_deployed(self.lab.deploy(), "two")
         wait_for(lambda: not self.lab.running(), "all has ended")
+
+    def test_one_that_never_answered_is_not_gone_back_to(self) -> None:
+        (self.lab.root / "sick").write_text("one two")
+        self.assert_sentence(self.lab.deploy(), 3, [])
+        self.lab.push({"app": "two"})
+        self.assert_sentence(
+            self.lab.deploy(), 3, ["there is no earlier release to go back to", "never was healthy"]
+        )
+        self.assertEqual((self.lab.workspace / "current" / "app").read_text(), "two")
