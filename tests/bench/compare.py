@@ -4,7 +4,8 @@ As root, where a server can be booted (see tests/server); Capistrano from Debian
 pyinfra from a virtual environment whose `bin` is in PATH. Each tool has a booted server of its own with the same project, as a
 careful user of it would set it up. In each round all of them make the same change, one after the other, while clients ask
 the page through nginx: the seconds of the whole command, and until the first user got the new release; requests
-sent and lost, and how long they waited. `deploy.py` waits for nothing after the switch here ([restart] bake = 0).
+sent and lost, and how long they waited. `deploy.py` is there twice: as shipped, and with [restart] bake = 0, which
+looks at no figures of real requests after the switch, as the others do not.
 
 A table of medians goes to stdout. With FILE.svg, one more switch of deploy.py and of the original script is drawn: what
 the clients saw, in each tenth of a second.
@@ -293,9 +294,13 @@ def install(folder: str = CHECKOUT) -> str:
     )
 
 
-def ours() -> Way:
+def ours(name: str = "deploy.py", bake: int = 5) -> Way:
     """deploy.py, after its own set-up."""
     site = prepared(False)
+    if bake != 5:
+        site.edit("deploy.ini", "bake = 5", f"bake = {bake}")
+        site.push()
+        site.run("git pull --quiet", user="ubuntu", cwd=CHECKOUT)
     for command in (SETUP, "python3 deploy.py"):
         run = site.operate(command)
         if run.status:
@@ -303,12 +308,17 @@ def ours() -> Way:
     site.await_rest()
     call = f"cd {CHECKOUT} && python3 deploy.py"
     return Way(
-        "deploy.py",
+        name,
         site,
         over_ssh(site, call),
         over_ssh(site, f"{call} rollback --no-freeze"),
         over_ssh(site, f"{call} --if-changed"),
     )
+
+
+def unbaked() -> Way:
+    """The same, without a look at real requests after the switch."""
+    return ours("deploy.py, bake = 0", 0)
 
 
 def original() -> Way:
@@ -394,7 +404,7 @@ def capistrano() -> Way:
     return way
 
 
-WAYS = (ours, original, capistrano, fabric, pyinfra)
+WAYS = (ours, unbaked, original, capistrano, fabric, pyinfra)
 NEEDED = {capistrano: "cap", fabric: "fab", pyinfra: "pyinfra"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -52,8 +53,9 @@ def panel(name: str, switch: Switch, top: int, lasting: float) -> list[str]:
     samples, began, before, after = switch
     bins: dict[int, Counter[str]] = {}
     for sample in samples:
-        at = int((sample.began + sample.seconds - began + 1) / BIN)
-        bins.setdefault(at, Counter())[kind(sample, before, after)] += 1
+        at = math.floor((sample.began + sample.seconds - began + 1) / BIN)
+        if at >= 0:
+            bins.setdefault(at, Counter())[kind(sample, before, after)] += 1
     most = max(sum(each.values()) for each in bins.values())
     width = (WIDTH - LEFT - 20) / ((lasting + 1.5) / BIN)
     dropped = sum(each["lost"] for each in bins.values())
