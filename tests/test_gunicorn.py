@@ -154,7 +154,7 @@ class Gunicorn:
             variables["NOTIFY_SOCKET"] = systemd.address
         passed: list[str] = []
         if listener:
-            passed = ["sh", "-c", f'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&{listener}', "sh"]
+            passed = ["bash", "-c", f'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&{listener}', "sh"]
         script = [str(TOOLS / "env/bin/python"), str(TOOLS / self.version / "bin/gunicorn")]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
