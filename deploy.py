@@ -1095,17 +1095,17 @@ class Commands:
 
         log.log(level, f"$ {shlex.join(argv)}")
         sinks = [keep, show] if quiet and stdout == subprocess.PIPE else [show]
+        began = time.monotonic()
         child = Child(argv, folder, environment, sinks, self.lock.inherited, stdin, stdout)
         if self.gentle:
             child.give_way()
-        if ended := self._await_end(child, argv[0], timeout):
+        if ended := self._await_end(child, argv[0], began, timeout):
             raise CommandFailed(argv, folder, ended, tuple(tail))
         return "\n".join(lines)
 
     @staticmethod
-    def _await_end(child: Child, name: str, timeout: float) -> str:
+    def _await_end(child: Child, name: str, began: float, timeout: float) -> str:
         """How a command ended, when that was not well; it does not outlive this call."""
-        began = time.monotonic()
         try:
             while not child.ended(0.1):
                 Signals.check()
