@@ -2845,7 +2845,7 @@ def say_changes(run: Run, before: str) -> None:
     migrations = [f"migration {each.name}" for each in run.migrated]
     # where there is no service, there was no set-up either
     has_service = (UNITS / SERVICE[1]).exists()
-    differs = [f"{each}; run: {SETUP}" for each in drift(site) if has_service]
+    differs = [f"{each}; run: {SETUP}" for each in (drift(site) if has_service else ())]
     for line in (*shortened(commits), *migrations, *shortened(moved), *differs):
         say(line)
 

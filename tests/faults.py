@@ -315,15 +315,21 @@ def find_broken(stage: Stage, scene: Scene, status: int, number: int, deploys: b
     return found
 
 
+def counted(start: Stage) -> Iterator[tuple[Scene, int]]:
+    """Every scene, and how many cut points it has."""
+    for scene in SCENES:
+        rehearsal = start.copy()
+        _, count = rehearsal.run(scene.command, **scene.run())
+        rehearsal.remove()
+        yield scene, max(count, 1)
+
+
 def at_cut_points(dice: random.Random, row: Row, share: float = 1.0) -> None:
     """Each signal at every cut point of every scene, or at a share of them."""
     with staged() as start:
-        for scene in SCENES:
-            rehearsal = start.copy()
-            _, count = rehearsal.run(scene.command, **scene.run())
-            rehearsal.remove()
+        for scene, count in counted(start):
             for number in SIGNALS:
-                for at in range(1, max(count, 1) + 1):
+                for at in range(1, count + 1):
                     if dice.random() < share:
                         stage = start.copy()
                         cut = signalled(at, number)
@@ -341,11 +347,8 @@ def signalled(at: int, number: signal.Signals = signal.SIGKILL) -> Cut:
 def in_recovery(dice: random.Random, row: Row, share: float = 1.0) -> None:
     """SIGKILL at every cut point, and again at every cut point of the run that recovers from it."""
     with staged() as start:
-        for scene in SCENES:
-            rehearsal = start.copy()
-            _, count = rehearsal.run(scene.command, **scene.run())
-            rehearsal.remove()
-            for first in range(1, max(count, 1) + 1):
+        for scene, count in counted(start):
+            for first in range(1, count + 1):
                 if dice.random() < share:
                     killed = start.copy()
                     killed.run(scene.command, cut=signalled(first), **scene.run())
@@ -432,19 +435,8 @@ def left_in(place: Lab, *texts: str) -> Iterator[str]:
 def start(place: Lab, *words: str, before: str = "", **variables: str) -> subprocess.Popen[str]:
     """Start the tool in a process group of its own, as a shell does that ran something before."""
     shell = ["sh", "-c", f'{before}\nexec "$@"', "sh"] if before else []
-    process = subprocess.Popen(
-        [*shell, sys.executable, "-S", str(place.checkout / "deploy.py"), *words],
-        cwd=place.checkout,
-        env=place.environment() | variables,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        errors="replace",
-        start_new_session=True,
-    )
-    place.processes.append(process)
-    return process
+    tool = [sys.executable, "-S", str(place.checkout / "deploy.py"), *words]
+    return place.start_command([*shell, *tool], variables, new_session=True)
 
 
 def signal_to(place: Lab, process: subprocess.Popen[str], target: str, number: int) -> None:

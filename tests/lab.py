@@ -423,15 +423,22 @@ class Lab:
 
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
         """Start deploy.py in the checkout."""
+        return self.start_command([sys.executable, "-S", "deploy.py", *arguments], variables)
+
+    def start_command(
+        self, command: Sequence[str], variables: Mapping[str, str], new_session: bool = False
+    ) -> subprocess.Popen[str]:
+        """Start a command in the checkout, in a session of its own if asked to."""
         process = subprocess.Popen(
-            [sys.executable, "-S", "deploy.py", *arguments],
+            command,
             cwd=self.checkout,
-            env=self.environment() | variables,
+            env=self.environment() | dict(variables),
             text=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             errors="replace",
+            start_new_session=new_session,
         )
         self.processes.append(process)
         return process

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tests.bench.compare import add_package_and_migration, ours
+from tests.sandbox import CSRF
 from tests.server.bench import Sample, longest, lost
 from tests.server.site import CHECKOUT, Site
 
@@ -23,11 +24,7 @@ READERS, WRITERS, PAUSE = (
     4,
     0.02,
 )  # connections, and what each waits after an answer, in seconds
-CSRF = {
-    "Cookie": f"csrftoken={32 * 'a'}",
-    "X-CSRFToken": 32 * "a",
-    "Content-Type": "application/x-www-form-urlencoded",
-}
+FORM = {**CSRF, "Content-Type": "application/x-www-form-urlencoded"}
 OPEN = """insert into "formsApp_form" (title, slug, description, created_at) values ('Open', 'open', '', now())"""
 Span = tuple[str, float, float]  # what was done, its beginning and its end
 
@@ -75,7 +72,7 @@ def main() -> int:
     site = ours().site
     try:
         site.sql(OPEN)
-        answer: dict[str, Any] = {"method": "POST", "body": "text=an+answer", "headers": CSRF}
+        answer: dict[str, Any] = {"method": "POST", "body": "text=an+answer", "headers": FORM}
         with (
             site.load("/late/", connections=READERS, pause=PAUSE) as readers,
             site.load("/forms/open/", connections=WRITERS, pause=PAUSE, **answer) as writers,

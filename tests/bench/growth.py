@@ -11,6 +11,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from tests.sandbox import Sandbox
 
@@ -58,16 +59,20 @@ GROWN: dict[str, Callable[[Sandbox], None]] = {
 }
 
 
+def deploy_change(sandbox: Sandbox) -> dict[str, Any]:
+    """Deploy a change of the code; its entry of the history."""
+    with open(sandbox.author / "formsApp" / "views.py", "a", encoding="utf-8") as file:
+        file.write("# one line more\n")
+    sandbox.push("A change of the code")
+    status, said = sandbox.deploy()
+    assert status == 0, said
+    entry: dict[str, Any] = json.loads(sandbox.deploy("history", "--json")[1].splitlines()[-1])
+    return entry
+
+
 def measure(sandbox: Sandbox, runs: int) -> dict[str, float]:
     """The median seconds of a code-only deployment, whole and by step."""
-    seen = []
-    for _ in range(runs):
-        with open(sandbox.author / "formsApp" / "views.py", "a", encoding="utf-8") as file:
-            file.write("# one line more\n")
-        sandbox.push("A change of the code")
-        status, said = sandbox.deploy()
-        assert status == 0, said
-        seen.append(json.loads(sandbox.deploy("history", "--json")[1].splitlines()[-1]))
+    seen = [deploy_change(sandbox) for _ in range(runs)]
     steps = {name: statistics.median(each["steps"][name] for each in seen) for name in STEPS}
     return {"whole": statistics.median(each["seconds"] for each in seen), **steps}
 
@@ -84,11 +89,7 @@ def rows(runs: int) -> Iterator[str]:
             assert sandbox.deploy()[0] == 0
             before = measure(sandbox, runs)
             grow(sandbox)
-            with open(sandbox.author / "formsApp" / "views.py", "a", encoding="utf-8") as file:
-                file.write("# grown\n")
-            sandbox.push("Grow")
-            status, said = sandbox.deploy()
-            assert status == 0, said
+            deploy_change(sandbox)  # which brings all that
             after = measure(sandbox, runs)
         finally:
             sandbox.close()

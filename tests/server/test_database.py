@@ -165,6 +165,13 @@ class DatabaseCase(SiteCase):
             after = name
         self.push()
 
+    def push_column(self) -> None:
+        """Push a migration that adds a column with a default to the table of answers."""
+        self.push_migrations(
+            'migrations.AddField("response", "late", models.BooleanField(default=False))'
+        )
+        self.addCleanup(self.site.sql, 'alter table "formsApp_response" drop column late')
+
     def deploy(self) -> Run:
         """Deploy."""
         return self.site.operate(DEPLOY)
@@ -257,10 +264,7 @@ class MigrationTest(DatabaseCase):
 
     def test_column_with_a_default(self) -> None:
         """The release of before inserts rows without it, and none of its answers is refused."""
-        self.push_migrations(
-            'migrations.AddField("response", "late", models.BooleanField(default=False))'
-        )
-        self.addCleanup(self.site.sql, 'alter table "formsApp_response" drop column late')
+        self.push_column()
         with self.writing() as writer:
             before = len(writer.asked)
             run = self.deploy()
@@ -270,10 +274,7 @@ class MigrationTest(DatabaseCase):
         """The release of before goes on with the schema of the one that failed, and so do its users."""
         index = 'render(request, "formsApp/index.html"'
         self.site.edit("formsApp/views.py", index, 'render(request, "no.html"')
-        self.push_migrations(
-            'migrations.AddField("response", "late", models.BooleanField(default=False))'
-        )
-        self.addCleanup(self.site.sql, 'alter table "formsApp_response" drop column late')
+        self.push_column()
         with self.writing() as writer:
             before = len(writer.asked)
             run = self.deploy()
