@@ -1026,8 +1026,10 @@ class Child:
 
     def give_way(self) -> None:
         """Have it run after what the site does; the kernel gives its I/O the same rank."""
-        niceness = max(GENTLE, os.getpriority(os.PRIO_PROCESS, 0))
-        os.setpriority(os.PRIO_PGRP, self.process.pid, niceness)
+        niceness, group = max(GENTLE, os.getpriority(os.PRIO_PROCESS, 0)), self.process.pid
+        os.setpriority(os.PRIO_PGRP, group, niceness)
+        with contextlib.suppress(OSError):  # where the kernel ranks whole sessions, this one's
+            Path(f"/proc/{group}/autogroup").write_text(str(niceness), encoding="ascii")
 
     def _read(self, stream: IO[bytes], sink: Sink) -> None:
         for line in stream:  # whole lines, however long: a part of a secret would not be known
@@ -3355,16 +3357,18 @@ def restore_services(site: Site, act: Act) -> str:
 def collect_static(run: Run) -> None:
     """Step 5: collectstatic, into the candidate's own folder, where nginx finds it."""
     run.end_candidate()  # in another order of the steps, it has booted without its static files
-    section = run.site.settings.static
-    run.site.run(section.command, run.release, section.timeout)
-    if run.site.settings.migrate.shell:
-        _hold_to_nginx(run)
+    site, section = run.site, run.site.settings.static
+    with ThreadPoolExecutor() as pool:  # both of them wait for Django to start
+        told = pool.submit(site.database.ask_django, run.release, "list_settings")
+        site.run(section.command, run.release, section.timeout)
+    if site.settings.migrate.shell:
+        _hold_to_nginx(run.release, *told.result())
 
 
-def _hold_to_nginx(run: Run) -> None:
+def _hold_to_nginx(release: Release, url: str, *roots_and_debug: str) -> None:
     """Have static files and uploads where nginx/gforms.conf looks, or say what to write."""
-    folder, project, nginx = run.release.folder, run.release.project, "nginx/gforms.conf"
-    url, *roots, debug = run.site.database.ask_django(run.release, "list_settings")
+    folder, project, nginx = release.folder, release.project, "nginx/gforms.conf"
+    *roots, debug = roots_and_debug
     if debug:
         log.warning("Django's DEBUG is on: visitors see settings and source")
     static, media = places = [(project / root).resolve() for root in roots]
