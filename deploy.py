@@ -296,12 +296,16 @@ CommandLines = tuple[tuple[str, ...], ...]
 Kind = Callable[[str], T]  # the value of a setting's text; ValueError says what is wrong with it
 
 
+class Unfit(ValueError, argparse.ArgumentTypeError):
+    """What is wrong with the text of a setting, or of an argument: argparse shows the latter."""
+
+
 def matching(pattern: str, meaning: str, convert: Kind[T]) -> Kind[T]:
     """A kind of setting whose text matches the pattern as a whole."""
 
     def setting(text: str) -> T:
         if not re.fullmatch(pattern, text):
-            raise ValueError(f"{text!r} is not {meaning}")
+            raise Unfit(f"{text!r} is not {meaning}")
         return convert(text)
 
     return setting
@@ -4499,7 +4503,8 @@ class Parser(argparse.ArgumentParser):
         """Say what is wrong, with the nearest command or option, and exit with status 2."""
         wrong = re.search(r"(?:invalid choice: '|unrecognized arguments: )-*([^' ]+)", message)
         flags = [flag for names, _ in ARGUMENTS.values() for flag in names if flag[:2] == "--"]
-        known = {name.lstrip("-"): name for name in (*flags, *COMMANDS)}
+        others = [flag for flag in flags if flag not in message.split()]
+        known = {name.lstrip("-"): name for name in (*others, *COMMANDS)}
         close = difflib.get_close_matches(wrong[1], known, n=1) if wrong else []
         super().error(message + "".join(f"; did you mean {known[each]}?" for each in close))
 

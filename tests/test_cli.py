@@ -55,6 +55,18 @@ class ParseTest(unittest.TestCase):
                 self.assertTrue(self.refused(argv).endswith(f"; did you mean {meant}?"))
         self.assertNotIn("did you mean", self.refused("xyzzy"))
 
+    def test_an_option_of_another_command_is_not_told_as_what_was_meant(self) -> None:
+        said = self.refused("rollback --dry-run")
+        self.assertTrue(said.endswith("error: unrecognized arguments: --dry-run"), said)
+
+    def test_a_value_that_cannot_be_is_told_with_what_can(self) -> None:
+        for argv, wanted in (
+            ("deploy --wait soon", "'soon' is not a number of seconds"),
+            ("freeze fair --until today", "'today' is not a time, as in 2026-12-24 18:00"),
+        ):
+            with self.subTest(argv):
+                self.assertTrue(self.refused(argv).endswith(f": {wanted}"), self.refused(argv))
+
     def test_help_fits_a_screen(self) -> None:
         for command in ("", *deploy.COMMANDS):
             with (

@@ -102,9 +102,14 @@ class NoThreadTest(LabTest):
     def test_a_command_that_nobody_could_read_is_ended(self) -> None:
         with (
             mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("no thread")),
+            mock.patch.object(
+                deploy.Child, "end", autospec=True, side_effect=deploy.Child.end
+            ) as end,
             self.assertRaisesRegex(deploy.Failure, "cannot be started in .*: no thread"),
         ):
             deploy.Child(["block", "x"], self.lab.root, self.lab.environment(), [print])
+        (child,) = end.call_args.args
+        child.process.stdout.close()  # as the thread would have
         self.assertEqual(self.lab.running(), {})
 
 

@@ -164,7 +164,9 @@ class Rehearsal(MigrationTest):
 
     def assert_copied(self) -> None:
         """A copy was made, and it is gone."""
-        acts = [(*line.split(), "")[:2] for line in (self.lab.root / "acts").open()]
+        acts = [
+            (*line.split(), "")[:2] for line in (self.lab.root / "acts").read_text().splitlines()
+        ]
         copies = [name for act, name in acts if act == "load"]
         self.assertEqual(len(copies), 1)
         self.assertIn(("drop", copies[0]), acts)

@@ -322,17 +322,22 @@ class NewServerTest(SetupTest):
         self.assertIn("apt-get install --yes nginx", self.commands)
 
     def test_workers_that_are_named(self) -> None:
-        unit = self.etc / "systemd/system/celery.service"
+        units = [self.etc / f"systemd/system/{name}.service" for name in ("celery", "celery-beat")]
         self.set_up()
-        self.assertFalse(unit.exists())
+        self.assertEqual([unit for unit in units if unit.exists()], [])
         (self.checkout / "deploy.ini").write_text(
-            "[restart]\nafter = sudo -n systemctl restart --no-block celery\n"
+            "[restart]\nafter =\n    sudo -n systemctl restart --no-block celery\n"
+            "    sudo -n systemctl restart celery-beat\n"
         )
         self.set_up()
-        self.assertIn(f"WorkingDirectory={self.checkout}/.deploy/current", unit.read_text())
-        self.assertIn("celery", self.enabled)
+        for unit in units:
+            text = unit.read_text()
+            self.assertIn(f"WorkingDirectory={self.checkout}/.deploy/current\n", text)
+            self.assertNotIn("/home/ubuntu", text)
+            self.assertIn(unit.stem, self.enabled)
         rights = (self.etc / "sudoers.d/gforms-deploy").read_text()
-        self.assertIn("systemctl restart --no-block celery\n", rights)
+        for command in ("restart --no-block celery", "restart celery-beat"):
+            self.assertIn(f"systemctl {command}\n", rights)
 
     def test_rights(self) -> None:
         (self.checkout / "deploy.ini").write_text(
