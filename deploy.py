@@ -2098,10 +2098,6 @@ class Database:
 
     site: Site
 
-    def migrations(self, release: Release) -> list[Migration]:
-        """Every migration that a release knows, in their order."""
-        return self.look(release).migrations
-
     def look(self, release: Release) -> Schema:
         """What a release's Django knows of the database, asked in the way in which it migrates."""
         told = self.ask_django(self._limited(release), "list_migrations", self.guarded)
@@ -2164,7 +2160,7 @@ class Database:
             rest = min(rest * 2, 30.0)
 
     def _left(self, release: Release) -> list[Migration]:
-        known = self.migrations(release) if self.site.settings.migrate.shell else []
+        known = self.look(release).migrations if self.site.settings.migrate.shell else []
         return [each for each in known if not each.applied]
 
     def _change(self, release: Release, undo: Sequence[Migration]) -> None:
@@ -2196,12 +2192,12 @@ class Database:
             for argv in section.command:
                 began = time.monotonic()
                 try:
-                    said = self._in_django(release, "rehearse", list(argv[2:]), name)
+                    locks = self.ask_django(release, "rehearse", list(argv[2:]), name)
                 except CommandFailed as error:
                     error.add_note("that was the rehearsal; the database was not touched")
                     raise
                 say(f"rehearsed on a copy of the database in {time.monotonic() - began:.1f} s")
-                for table, seconds in json.loads(said.splitlines()[-1]):
+                for table, seconds in locks:
                     if seconds > section.lock_timeout:
                         say(f"note: it keeps {table} locked for {seconds:.1f} s, and requests wait")
             self.restore("drop", name)
@@ -2875,10 +2871,9 @@ def notify(site: Site, entry: Entry) -> None:
     _tell_journal(section.journal, entry, text)
     entries = site.history.entries()
     before = [each for each in entries[: entries.index(entry)] if each.command == entry.command]
-    occasions = {"always"}
-    if before and before[-1].failed():
-        occasions.add("recovery")
-    if not entry.failed() and section.on not in occasions:
+    recovered = any(each.failed() for each in before[-1:])
+    wanted = section.on == "always" or (section.on == "recovery" and recovered)
+    if not entry.failed() and not wanted:
         return
     if section.webhook:
         try:
@@ -2886,13 +2881,7 @@ def notify(site: Site, entry: Entry) -> None:
         except Failure as why:
             log.warning(f"the webhook was not told: {why}")
     for argv in section.command:
-        command = [*argv, text]
-        try:
-            site.commands.run(
-                command, site.root, site.checkout.environment, section.timeout, quiet=True
-            )
-        except Failure as error:
-            log.warning(str(error))
+        attempt(site.run, ((*argv, text),), site.checkout, section.timeout, True)
 
 
 def _announcement(site: Site, entry: Entry) -> str:
@@ -3622,8 +3611,8 @@ def compare_schemas(run: Run, reverse_migrations: bool) -> None:
     run.start_candidate()  # it boots while the two schemas are compared
     console.label = "migrate"
     try:
-        known = site.database.migrations(older)
-        applied = [each for each in site.database.migrations(newer) if each.applied]
+        known = site.database.look(older).migrations
+        applied = [each for each in site.database.look(newer).migrations if each.applied]
     except Failure as error:
         if reverse_migrations:
             raise
@@ -3660,7 +3649,7 @@ def apply_again(site: Site, act: Act) -> str | None:
     live = site.releases.live()
     if not live or live.name != act["release"]:
         return None
-    lost = list_names(each for each in site.database.migrations(live) if not each.applied)
+    lost = list_names(each for each in site.database.look(live).migrations if not each.applied)
     if not lost:
         return None
     site.database.migrate(live)
@@ -3745,7 +3734,7 @@ def _exchange(run: Run, act: Act) -> None:
         act["swapped"] = False  # it stays, whatever happens from now on
         site.journal.save()
     with contextlib.suppress(Failure):
-        known = database.migrations(live) if live else []
+        known = database.look(live).migrations if live else []
         if lacking := list_names(each for each in known if not each.applied):
             say(f"note: the restored database lacks {lacking}; python3 deploy.py applies them")
 
@@ -3852,9 +3841,9 @@ def _look_ahead(site: Site, asked: str = "") -> str:
     section, install = site.settings.pull, site.settings.install
     remote, branch = section.remote, asked or section.branch
     refs = (f"heads/{branch}", f"tags/{branch}^{{}}", f"tags/{branch}")  # ^{}: a tag's commit
-    limit = section.timeout
     answers = (
-        site.git.ask("ls-remote", "--", remote, f"refs/{ref}", timeout=limit) for ref in refs
+        site.git.ask("ls-remote", "--", remote, f"refs/{ref}", timeout=section.timeout)
+        for ref in refs
     )
     revision = next(filter(None, answers), "").partition("\t")[0] or site.git.commit(asked)
     require(
@@ -4501,12 +4490,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, with the nearest command or option, and exit with status 2."""
-        wrong = re.search(r"(?:invalid choice: '|unrecognized arguments: )-*([^' ]+)", message)
+        wrong = re.search(r"(?:invalid choice: '|unrecognized arguments: )([^' ]+)", message)
         flags = [flag for names, _ in ARGUMENTS.values() for flag in names if flag[:2] == "--"]
-        others = [flag for flag in flags if flag not in message.split()]
-        known = {name.lstrip("-"): name for name in (*others, *COMMANDS)}
-        close = difflib.get_close_matches(wrong[1], known, n=1) if wrong else []
-        super().error(message + "".join(f"; did you mean {known[each]}?" for each in close))
+        known = {*flags, *COMMANDS} - {*message.split()}  # the option of another command is wrong
+        super().error(message + (nearest(wrong[1], known) if wrong else ""))
 
 
 def parse_arguments(argv: Sequence[str]) -> dict[str, Any]:
