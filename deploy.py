@@ -284,7 +284,7 @@ class CommandFailed(Failure):
         lines = [f"| {line}" for line in tail[-TAIL:]]
         super().__init__(
             f"`{command}` {ended} ({last})",
-            "mend that and deploy again",
+            "mend that and run it again",
             details=[f"in {folder}: {command}", f"{ended}; its last lines:", *lines],
         )
 
@@ -945,13 +945,13 @@ def as_failure(error: BaseException) -> Failure:
         return error
     if isinstance(error, Interrupted):
         number = signal.Signals(error.args[0])
-        again = "deploy again when you are ready"
+        again = "run it again when you are ready"
         return Failure(f"ended by {number.name}", again, 128 + number)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return Failure("the disk is full", "make room (df -h shows where), then deploy again")
+        return Failure("the disk is full", "make room (df -h shows where), then run it again")
     if isinstance(error, (OSError, MemoryError)) or "start new thread" in str(error):
         refused = re.sub(r"^\[Errno \d+\] ", "", str(error)) or "out of memory"
-        return Failure(f"this machine refuses: {refused}", "mend that, then deploy again")
+        return Failure(f"this machine refuses: {refused}", "mend that, then run it again")
     log.debug("nobody foresaw this:", exc_info=error)
     return Failure(f"{type(error).__name__}: {error}", "see the log: python3 deploy.py logs")
 
@@ -3775,7 +3775,7 @@ def restart_everything(site: Site, wait: float = 0) -> int:
     with transaction(site, "restart", wait) as run:
         live = site.releases.live()
         if not live:
-            raise Failure("nothing is live yet", "deploy first: python3 deploy.py")
+            raise Failure("there is nothing to restart", "deploy first: python3 deploy.py")
         run.work_on(live)
         run.step("services")
         console.label = "restart"

@@ -161,7 +161,7 @@ class BeforeTheSwitch(LabTest):
         self.lab.script("pipenv", '[ "$1" = verify ] || { echo no such package; exit 3; }')
         run = self.lab.deploy()
         self.assert_failed(
-            run, "install", "`pipenv install --deploy` ended with status 3", "mend", "deploy again"
+            run, "install", "`pipenv install --deploy` ended with status 3", "mend", "run it again"
         )
         self.assertIn("| no such package", run.stdout)
 
@@ -369,7 +369,7 @@ class AfterTheSwitch(LabTest):
     def test_a_restart_that_fails(self) -> None:
         self.lab.first("restart", "grep -qx one $LAB/checkout/.deploy/current/app || exit 5")
         self.assert_failed(
-            self.lab.deploy(), "restart", "`restart` ended with status 5", "deploy again"
+            self.lab.deploy(), "restart", "`restart` ended with status 5", "run it again"
         )
 
     def test_a_restart_that_fails_every_time_and_leaves_the_old_release_running(self) -> None:
