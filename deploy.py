@@ -2508,7 +2508,7 @@ def ask_health(site: Site) -> Answer:
     return site.health.wait(0) if site.health else (True, "not asked: [health] url is empty")
 
 
-def check_health(site: Site, release: Release) -> None:
+def check_health(site: Site, release: Release, workers: CommandLines = ()) -> None:
     """Failure unless the site answers its health check, from this release, and all else is well."""
     if site.health:
         good, saw = site.health.wait(site.settings.health.deadline)
@@ -2523,6 +2523,7 @@ def check_health(site: Site, release: Release) -> None:
             f"the service runs in {place}, not in {release.folder}",
             f"its unit must run in {site.releases.current}, as your own user",
         )
+    site.run(workers, release, 600)  # a check may ask how they are: not how the old ones were
     if _sick(site):
         pause(2)  # one that was only slow is asked once more
         bad = _sick(site)
@@ -3004,7 +3005,8 @@ class Run:
                 site.commands.gentle = name in ("pull", "install", "static")
                 site.run(section.before, self.release, 600)
                 STEPS[name](self)
-                site.run(section.after, self.release, 600)
+                if name != "restart":  # which has its own place for them
+                    site.run(section.after, self.release, 600)
             finally:
                 site.commands.gentle = False
                 self._durations[name] = round(time.monotonic() - began, 3)
@@ -3556,7 +3558,7 @@ def restart(run: Run) -> None:
     traffic.watch(bake, enough=200)
     del act["way_back"]
     site.run(section.command[1:], run.release, section.timeout)
-    check_health(site, run.release)
+    check_health(site, run.release, section.after)
     traffic.watch(min(bake, 2))
     if traffic.old.times or traffic.new.times:
         say(f"the new release answered {traffic.new}; the one before {traffic.old}")

@@ -443,6 +443,16 @@ class Workers(LabTest):
         self.assert_failed(self.lab.deploy(), live="two")
         self.assertEqual((self.lab.root / "restarted").read_text().split(), [live, live])
 
+    def test_they_are_asked_how_they_are_when_they_have_restarted(self) -> None:
+        """Those of the release before may crash again and again: this one is their cure."""
+        self.lab.script("workers", 'cp "$LAB/checkout/.deploy/current/app" "$LAB/worker"')
+        self.lab.setting("restart", "after", "workers")
+        self.lab.setting("status", "checks", f"worker: grep -qx two {self.lab.root}/worker")
+        self.lab.push({"app": "two"})
+        self.assert_deployed(self.lab.deploy(), "two")
+        self.lab.push({"app": "three"})
+        self.assert_failed(self.lab.deploy(), "not all is well: worker: ", live="two")
+
 
 class Hooks(LabTest):
     """A hook that fails is as if its step failed; tests/test_story.py has those before each step."""
