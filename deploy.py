@@ -284,7 +284,7 @@ class CommandFailed(Failure):
         lines = [f"| {line}" for line in tail[-TAIL:]]
         super().__init__(
             f"`{command}` {ended} ({last})",
-            "mend that and deploy again",
+            "mend that and run it again",
             details=[f"in {folder}: {command}", f"{ended}; its last lines:", *lines],
         )
 
@@ -945,13 +945,13 @@ def as_failure(error: BaseException) -> Failure:
         return error
     if isinstance(error, Interrupted):
         number = signal.Signals(error.args[0])
-        again = "deploy again when you are ready"
+        again = "run it again when you are ready"
         return Failure(f"ended by {number.name}", again, 128 + number)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return Failure("the disk is full", "make room (df -h shows where), then deploy again")
+        return Failure("the disk is full", "make room (df -h shows where), then run it again")
     if isinstance(error, (OSError, MemoryError)) or "start new thread" in str(error):
         refused = re.sub(r"^\[Errno \d+\] ", "", str(error)) or "out of memory"
-        return Failure(f"this machine refuses: {refused}", "mend that, then deploy again")
+        return Failure(f"this machine refuses: {refused}", "mend that, then run it again")
     log.debug("nobody foresaw this:", exc_info=error)
     return Failure(f"{type(error).__name__}: {error}", "see the log: python3 deploy.py logs")
 
@@ -2506,7 +2506,7 @@ def ask_health(site: Site) -> Answer:
     return site.health.wait(0) if site.health else (True, "not asked: [health] url is empty")
 
 
-def check_health(site: Site, release: Release) -> None:
+def check_health(site: Site, release: Release, workers: CommandLines = ()) -> None:
     """Failure unless the site answers its health check, from this release, and all else is well."""
     if site.health:
         good, saw = site.health.wait(site.settings.health.deadline)
@@ -2521,6 +2521,7 @@ def check_health(site: Site, release: Release) -> None:
             f"the service runs in {place}, not in {release.folder}",
             f"its unit must run in {site.releases.current}, as your own user",
         )
+    site.run(workers, release, 600)  # a check may ask how they are: not how the old ones were
     if _sick(site):
         pause(2)  # one that was only slow is asked once more
         bad = _sick(site)
@@ -2995,7 +2996,8 @@ class Run:
                 site.commands.gentle = name in ("pull", "install", "static")
                 site.run(section.before, self.release, 600)
                 STEPS[name](self)
-                site.run(section.after, self.release, 600)
+                if name != "restart":  # which has its own place for them
+                    site.run(section.after, self.release, 600)
             finally:
                 site.commands.gentle = False
                 self._durations[name] = round(time.monotonic() - began, 3)
@@ -3549,7 +3551,7 @@ def restart(run: Run) -> None:
     traffic.watch(bake, enough=200)
     del act["way_back"]
     site.run(section.command[1:], run.release, section.timeout)
-    check_health(site, run.release)
+    check_health(site, run.release, section.after)
     traffic.watch(min(bake, 2))
     if traffic.old.times or traffic.new.times:
         say(f"the new release answered {traffic.new}; the one before {traffic.old}")
@@ -3768,7 +3770,7 @@ def restart_everything(site: Site, wait: float = 0) -> int:
     with transaction(site, "restart", wait) as run:
         live = site.releases.live()
         if not live:
-            raise Failure("nothing is live yet", "deploy first: python3 deploy.py")
+            raise Failure("there is nothing to restart", "deploy first: python3 deploy.py")
         run.work_on(live)
         run.step("services")
         console.label = "restart"

@@ -48,7 +48,8 @@ class Backup(BackupTest):
     def test_a_command_that_fails(self) -> None:
         self.lab.script("dump", "echo half; echo no database >&2; exit 1")
         run = self.lab.deploy("backup")
-        self.assert_none_made(run, "`dump` ended with status 1 (no database)")
+        self.assert_none_made(run, "`dump` ended with status 1 (no database)", "run it again")
+        self.assertNotIn("deploy", run.stdout.splitlines()[-1])  # it would not bring a backup
 
     def test_a_command_that_is_not_there(self) -> None:
         (self.lab.bin / "dump").unlink()

@@ -203,6 +203,8 @@ class NothingDeployed(LabTest):
             self.lab.deploy("manage", "check"), 1, ["nothing is live yet", "deploy first"]
         )
         self.assert_sentence(self.lab.deploy("rollback"), 1, ["no earlier healthy release"])
+        restart = "FAILED: there is nothing to restart; no release is live yet; deploy first"
+        self.assert_sentence(self.lab.deploy("restart"), 1, [restart])
         self.assert_status(self.lab.deploy("check"), 0)
 
 

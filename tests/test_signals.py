@@ -24,7 +24,7 @@ class SignalTest(LabTest):
         self.assert_failed(
             run,
             f"ended by {number.name}",
-            "deploy again",
+            "run it again",
             status=128 + number,
             result="interrupted",
         )

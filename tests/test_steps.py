@@ -165,7 +165,7 @@ class BeforeTheSwitch(LabTest):
         self.lab.script("pipenv", '[ "$1" = verify ] || { echo no such package; exit 3; }')
         run = self.lab.deploy()
         self.assert_failed(
-            run, "install", "`pipenv install --deploy` ended with status 3", "mend", "deploy again"
+            run, "install", "`pipenv install --deploy` ended with status 3", "mend", "run it again"
         )
         self.assertIn("| no such package", run.stdout)
 
@@ -373,7 +373,7 @@ class AfterTheSwitch(LabTest):
     def test_a_restart_that_fails(self) -> None:
         self.lab.first("restart", "grep -qx one $LAB/checkout/.deploy/current/app || exit 5")
         self.assert_failed(
-            self.lab.deploy(), "restart", "`restart` ended with status 5", "deploy again"
+            self.lab.deploy(), "restart", "`restart` ended with status 5", "run it again"
         )
 
     def test_a_restart_that_fails_every_time_and_leaves_the_old_release_running(self) -> None:
@@ -446,6 +446,16 @@ class Workers(LabTest):
         self.lab.push({"app": "three"})
         self.assert_failed(self.lab.deploy(), live="two")
         self.assertEqual((self.lab.root / "restarted").read_text().split(), [live, live])
+
+    def test_they_are_asked_how_they_are_when_they_have_restarted(self) -> None:
+        """Those of the release before may crash again and again: this one is their cure."""
+        self.lab.script("workers", 'cp "$LAB/checkout/.deploy/current/app" "$LAB/worker"')
+        self.lab.setting("restart", "after", "workers")
+        self.lab.setting("status", "checks", f"worker: grep -qx two {self.lab.root}/worker")
+        self.lab.push({"app": "two"})
+        self.assert_deployed(self.lab.deploy(), "two")
+        self.lab.push({"app": "three"})
+        self.assert_failed(self.lab.deploy(), "not all is well: worker: ", live="two")
 
 
 class Hooks(LabTest):

@@ -28,6 +28,19 @@ def tick(sent):
     with Path("logs/ticks").open("a") as file:
         file.write(f"{sent} {VERSION}\\n")
 """
+# Some time after its start, as one does that misses a table, say.
+CRASH = """\
+import time
+
+from celery.signals import beat_init, worker_init
+
+
+@beat_init.connect
+@worker_init.connect
+def crash(**_):
+    time.sleep(2)
+    os._exit(3)
+"""
 UNITS = ("celery", "celery-beat")
 
 
@@ -57,23 +70,30 @@ class CeleryTest(SiteCase):
         site.run("git pull --quiet", user="ubuntu", cwd=CHECKOUT)
 
     def test_they_follow_what_is_live(self) -> None:
-        """From the first deployment on, and back; a release whose tasks are broken is never live."""
+        """From the first deployment on, and back; neither stands in the way of its own cure."""
         site = self.site
         run = site.operate(SETUP)
         self.assertEqual(run.status, 0, run.text)
         self.assert_live(site.deploy(), "2")
         self.await_tick("2")
-        new = site.push()
-        self.assert_live(site.deploy(), new)
-        self.await_tick(new)
+        first = site.current()
+        site.edit("forms/celery.py", "@app.task", f"{CRASH}\n\n@app.task")
+        crashing = site.push()
+        self.assert_live(site.deploy(), crashing)
+        ask = ["systemctl", "is-active", *UNITS]
+        crashed = ["activating", "activating"]
+        until("both crash", 60, lambda: site.run(ask, check=False).stdout.split() == crashed)
+        site.take_back()
+        cure = site.push()
+        self.assert_live(site.deploy(), cure)
+        self.await_tick(cure)
         site.edit("forms/celery.py", "import Celery\n", "import Cellery\n")
         site.push()
         broken = site.deploy()
         self.assertEqual(broken.status, 1, broken.text)
         self.assertRegex(broken.last, "FAILED: `celery --app forms report` .*; .* is live and heal")
-        self.await_tick(new)
-        back = site.operate("python3 deploy.py rollback --no-freeze")
-        self.assert_live(back, "2")
+        self.await_tick(cure)
+        self.assert_live(site.operate(f"python3 deploy.py rollback {first} --no-freeze"), "2")
         self.await_tick("2")
         self.exposure()
         self.assertRegex(

@@ -473,7 +473,7 @@ class FailureTest(SiteCase):
         self.assertEqual(run.status, 1, run.text)
         live_now, remedy = (
             f"{current} is live and healthy",
-            "mend (it and push|that and deploy again)",
+            "mend (it and push|that and run it again)",
         )
         self.assertRegex(run.last, f"^[a-z]+ +FAILED: {sentence}; {live_now}; {remedy}$")
         self.assertNotIn('deploy.py", line', run.text)
