@@ -1307,7 +1307,7 @@ class Journal:
 def started_by() -> str:
     """Who started this run, and from where: `ubuntu, ssh from 192.0.2.7`."""
     ssh = os.environ.get("SSH_CONNECTION", "").split()
-    place = "terminal" if os.isatty(1) else "systemd" if "INVOCATION_ID" in os.environ else "cron"
+    place = "terminal" if os.isatty(1) else "systemd" if "INVOCATION_ID" in os.environ else "script"
     return f"{user_name(os.geteuid())}, {f'ssh from {ssh[0]}' if ssh else place}"
 
 
@@ -3899,10 +3899,11 @@ def show_status(site: Site, as_json: bool = False) -> int:
         checks = {key: {"good": good, "saw": clean(saw)} for key, (good, saw) in answers.items()}
         console.show(json.dumps(found | {"checks": checks}, indent=2))
     else:
-        rows = {
+        rows: dict[str, str] = {
             "live": f"{live or 'nothing'}  {entry.subject}".rstrip(),
-            "since": f"{entry.ended or 'unknown'}, deployed by {entry.by or 'unknown'}",
+            "since": f"{entry.ended}, deployed by {entry.by}" if entry.ended else "unknown",
             **{key: f"{'good' if good else 'BAD'}: {saw}" for key, (good, saw) in answers.items()},
+            **{key: f"note: {answers[key][1]}" for key in ("set-up", "frozen") if key in answers},
             "lock": holder or "free",
         }
         for key, text in rows.items():
@@ -4423,7 +4424,9 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("--until",),
         {
             "type": matching(
-                r"(\d{4}-\d\d-\d\d( \d\d:\d\d)?)?", "a time, as in 2026-12-24 18:00", str
+                r"(\d{4}-(0\d|1[0-2])-([0-2]\d|3[01])( ([01]\d|2[0-3]):[0-5]\d)?)?",
+                "a time, as in 2026-12-24 18:00",
+                str,
             ),
             "default": "",
             "metavar": "TIME",

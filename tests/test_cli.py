@@ -63,6 +63,10 @@ class ParseTest(unittest.TestCase):
         for argv, wanted in (
             ("deploy --wait soon", "'soon' is not a number of seconds"),
             ("freeze fair --until today", "'today' is not a time, as in 2026-12-24 18:00"),
+            (
+                "freeze fair --until 2026-13-24",
+                "'2026-13-24' is not a time, as in 2026-12-24 18:00",
+            ),
         ):
             with self.subTest(argv):
                 self.assertTrue(self.refused(argv).endswith(f": {wanted}"), self.refused(argv))

@@ -218,7 +218,7 @@ class History(LabTest):
         run = self.lab.deploy("history")
         self.assert_status(run, 0)
         good, bad = run.stdout.splitlines()
-        start = r"^\d{8}T\d{6}Z  live +[0-9a-f]{7} +[\d.]+ s  cron +says one"
+        start = r"^\d{8}T\d{6}Z  live +[0-9a-f]{7} +[\d.]+ s  script +says one"
         self.assertRegex(good, start + r"  \(env .* restart [\d.]+\)$")
         self.assertRegex(
             bad, r"  failed +[0-9a-f]{7} .* breaks the static files  \(env .* static [\d.]+\)$"
@@ -295,7 +295,7 @@ class SetUp(LabTest):
         """It is said; whether the site is well is another question."""
         run = self.lab.deploy("status")
         self.assert_status(run, 0)
-        self.assertRegex(run.stdout, "set-up +good: not as .*; run: sudo python3 .*deploy.py setup")
+        self.assertRegex(run.stdout, "set-up +note: not as .*; run: sudo python3 .*deploy.py setup")
 
 
 class Check(LabTest):

@@ -124,7 +124,7 @@ class FreezeTest(LabTest):
             quiet = self.lab.deploy("--if-changed")
         self.assert_sentence(run, 77, ("the fair is on", "nothing was touched", "thaw"))
         self.assertEqual((quiet.returncode, quiet.stdout), (77, ""))
-        self.assertIn("the fair is on", self.lab.deploy("status").stdout)
+        self.assertRegex(self.lab.deploy("status").stdout, "frozen +note: since .*the fair is on")
         self.assert_status(self.lab.deploy("thaw"), 0)
         self.assert_deployed(self.lab.deploy(), "two")
 

@@ -282,7 +282,7 @@ class StartedByTest(unittest.TestCase):
         for variables, place in (
             ({"SSH_CONNECTION": "192.0.2.7 5 10.0.0.1 22"}, "ssh from 192.0.2.7"),
             ({"INVOCATION_ID": "0"}, "systemd"),
-            ({}, "cron"),
+            ({}, "script"),
         ):
             with (
                 self.subTest(place=place),
