@@ -265,7 +265,7 @@ def signalled(at: int, number: signal.Signals = signal.SIGKILL) -> Cut:
     return Cut(at, lambda: os.kill(os.getpid(), number))
 
 
-def at_cut_points(dice: random.Random, row: Row, share: float = 1.0) -> None:
+def at_cut_points(dice: random.Random, row: Row, share: float) -> None:
     """Each signal at every cut point of every scene, or at a share of them."""
     with staged() as start:
         for scene in SCENES:
@@ -277,7 +277,7 @@ def at_cut_points(dice: random.Random, row: Row, share: float = 1.0) -> None:
                     judge(row, f"{number.name} at {at}", stage, scene, status, number, deploys)
 
 
-def in_recovery(dice: random.Random, row: Row, share: float = 1.0) -> None:
+def in_recovery(dice: random.Random, row: Row, share: float) -> None:
     """SIGKILL at every cut point, and again at every cut point of the run that recovers from it."""
     with staged() as start:
         for scene in SCENES:
