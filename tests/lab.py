@@ -50,6 +50,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from deploy import Entry, History
+
 PROJECT = Path(__file__).resolve().parent.parent
 Run = subprocess.CompletedProcess[str]
 
@@ -183,6 +185,7 @@ SCRIPTS = {
     "gunicorn": CANDIDATE,
     "block": BLOCK,
     "pipenv": PIPENV,
+    "../python": '#!/bin/sh -e\nexec {python} -IS "$@"',  # -IS: without what makes it start slowly
     "restart": RESTART,
     "services": NOTHING,
     "proxy": NOTHING,
@@ -255,9 +258,7 @@ def site_port() -> int:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
-    threading.Thread(
-        target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
-    ).start()
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     atexit.register(server.server_close)
     return int(server.server_address[1])
 
@@ -303,16 +304,8 @@ class Lab:
         self.bin.mkdir()
         for name, text in SCRIPTS.items():
             self.script(name, text.replace("{python}", sys.executable))
-        self.script(
-            "../python", f'exec {sys.executable} -IS "$@"'
-        )  # -IS: without what makes it start slowly
         self.git(
-            "init",
-            "--quiet",
-            "--initial-branch=main",
-            "--template=",
-            str(self.author),
-            folder=self.root,
+            *["init", "--quiet", "--initial-branch=main", "--template=", "author"], folder=self.root
         )
         shutil.copy(PROJECT / "deploy.py", self.author)
         lock = json.dumps({"_meta": {"requires": {}}, "default": {}})
@@ -331,14 +324,7 @@ class Lab:
             },
             "the first",
         )
-        self.git(
-            "clone",
-            "--quiet",
-            "--template=",
-            str(self.author),
-            str(self.checkout),
-            folder=self.root,
-        )
+        self.git("clone", "--quiet", "--template=", "author", "checkout", folder=self.root)
         self.env("SECRET_KEY='a $ecret = value # of 1'\nDEBUG=False\n")
 
     # ------------------------------------------------------------------------------------------------- making changes
@@ -369,15 +355,12 @@ class Lab:
         (self.checkout / ".env").chmod(0o600)
 
     def environment(self) -> dict[str, str]:
-        kept = {
+        ours = {"LAB": str(self.root), "HOME": str(self.root / "home")}
+        ours["PATH"] = f"{self.bin}:{os.environ['PATH']}"
+        return {
             name: value
-            for name, value in os.environ.items()
+            for name, value in (os.environ | ours).items()
             if not name.startswith(("GIT_", "DEPLOY_"))
-        }
-        return kept | {
-            "LAB": str(self.root),
-            "PATH": f"{self.bin}:{kept['PATH']}",
-            "HOME": str(self.root / "home"),
         }
 
     def git(self, *arguments: str, folder: Path | None = None) -> str:
@@ -410,35 +393,26 @@ class Lab:
 
     def setting(self, section: str, key: str, value: str) -> None:
         """Change [section] key in the settings of the next push, and deploy nothing yet."""
-        self.push(
-            {
-                "deploy.ini": with_setting(
-                    (self.author / "deploy.ini").read_text(), section, key, value
-                )
-            }
-        )
+        ini = (self.author / "deploy.ini").read_text()
+        self.push({"deploy.ini": with_setting(ini, section, key, value)})
         self.git("pull", "--quiet", folder=self.checkout)
 
     # --------------------------------------------------------------------------------------------------------- running
 
-    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-        """Start deploy.py in the checkout."""
-        return self.start_command([sys.executable, "-S", "deploy.py", *arguments], variables)
-
-    def start_command(
-        self, command: Sequence[str], variables: Mapping[str, str], new_session: bool = False
-    ) -> subprocess.Popen[str]:
-        """Start a command in the checkout, in a session of its own if asked to."""
+    def start(self, *arguments: str, before: str = "", **variables: str) -> subprocess.Popen[str]:
+        """Start deploy.py in the checkout, in a session of its own, as a shell does that ran something before."""
+        shell = ["sh", "-c", f'{before}\nexec "$@"', "sh"] if before else []
+        command = [*shell, sys.executable, "-S", str(self.checkout / "deploy.py"), *arguments]
         process = subprocess.Popen(
             command,
             cwd=self.checkout,
-            env=self.environment() | dict(variables),
+            env=self.environment() | variables,
             text=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             errors="replace",
-            start_new_session=new_session,
+            start_new_session=True,
         )
         self.processes.append(process)
         return process
@@ -527,8 +501,12 @@ class Lab:
         path = self.workspace / "history.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
+    def entries(self) -> list[Entry]:
+        """The lines of the history that are whole."""
+        return History(self.workspace / "history.jsonl").entries()
+
     def results(self) -> list[str]:
-        return [entry["result"] for entry in self.history()]
+        return [entry.result for entry in self.entries()]
 
     def log(self) -> str:
         """The log of the newest run."""
@@ -540,15 +518,22 @@ class Lab:
             (path / "app").read_text() for path in sorted((self.workspace / "releases").iterdir())
         ]
 
+    def left_over(self) -> set[str]:
+        """The releases that were never live and healthy, or of which either git or the tool knows nothing."""
+        good = {entry.release for entry in self.entries() if entry.result == "live"}
+        there = {path.name for path in (self.workspace / "releases").iterdir()}
+        trees = self.git("worktree", "list", "--porcelain", folder=self.checkout).split("\n\n")
+        known = {Path(tree.split()[1]).name for tree in trees} - {"checkout"}
+        return (there - good) | (there ^ known)
+
     def running(self) -> dict[int, str]:
         """Every process that this lab started, or that those started: number and command."""
         found = {}
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if f"LAB={self.root}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                    found[int(process.name)] = (
-                        (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                    )
+                    command = (process / "cmdline").read_bytes()
+                    found[int(process.name)] = command.replace(b"\0", b" ").decode()
         return found
 
     def close(self) -> None:
@@ -586,9 +571,8 @@ def wait_for(
     until = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > until:
-            raise AssertionError(
-                f"after {seconds:g} s still not: {what if isinstance(what, str) else what()}"
-            )
+            said = what if isinstance(what, str) else what()
+            raise AssertionError(f"after {seconds:g} s still not: {said}")
         time.sleep(0.01)
     return found
 
@@ -648,13 +632,7 @@ class LabTest(unittest.TestCase):
 
     def assert_only_good_releases(self) -> None:
         """Every release that is there was once live and healthy, git knows of no other, and no command runs on."""
-        good = {entry["release"] for entry in self.lab.history() if entry["result"] == "live"}
-        there = {path.name for path in (self.lab.workspace / "releases").iterdir()}
-        trees = self.lab.git("worktree", "list", "--porcelain", folder=self.lab.checkout).split(
-            "\n\n"
-        )
-        self.assertLessEqual(there, good)
-        self.assertEqual({Path(tree.split()[1]).name for tree in trees}, there | {"checkout"})
+        self.assertEqual(self.lab.left_over(), set())
         wait_for(lambda: not self.lab.running(), lambda: f"all has ended: {self.lab.running()}", 10)
 
     @contextlib.contextmanager
@@ -662,18 +640,10 @@ class LabTest(unittest.TestCase):
         """The checkout and what is live are afterwards as before."""
 
         def state() -> object:
-            files = {
-                path.name: hash(path.read_bytes())
-                for path in self.lab.checkout.iterdir()
-                if path.is_file()
-            }
-            return (
-                self.lab.head(),
-                files,
-                self.lab.linked("current"),
-                self.lab.linked("previous"),
-                self.lab.releases(),
-            )
+            files = [path for path in self.lab.checkout.iterdir() if path.is_file()]
+            links = self.lab.linked("current"), self.lab.linked("previous")
+            texts = {path.name: path.read_bytes() for path in files}
+            return self.lab.head(), texts, links, self.lab.releases()
 
         before = state()
         yield

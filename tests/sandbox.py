@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import secrets
 import shutil
@@ -157,14 +158,10 @@ class Client:
     url: str
     pause: float = 0  # after each answer
     post: bytes | None = None  # what it sends, if it writes
-    by_body: bool = (
-        False  # what tells the releases apart: the whole answer, else its header X-Release
-    )
+    by_body: bool = False  # the whole answer tells the releases apart, else its header X-Release
     waits: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    releases: list[str] = field(
-        default_factory=list
-    )  # that answered, in the order in which they were first seen
+    releases: list[str] = field(default_factory=list)  # that answered, as they were first seen
 
     def ask(self) -> None:
         """Ask once."""
@@ -209,9 +206,7 @@ class Sandbox:
         self.quiet = quiet
         self.python, self.version = find_python()
         self.root = Path(tempfile.mkdtemp(prefix="sandbox-"))
-        self.remote, self.author, self.checkout = (
-            self.root / name for name in ("remote.git", "author", "gforms")
-        )
+        self.author, self.checkout = self.root / "author", self.root / "gforms"
         self.reserved = reserved_port()
         self.port = int(self.reserved.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}/"
@@ -220,24 +215,16 @@ class Sandbox:
     def environment(self) -> dict[str, str]:
         """The environment of every command: the stand-ins and our own pipenv come first in PATH."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+        for who in ("AUTHOR", "COMMITTER"):
+            kept |= {f"GIT_{who}_NAME": "author", f"GIT_{who}_EMAIL": "author@example.com"}
         first = f"{PROJECT / 'tests' / 'standin'}:{self.root / 'tools' / 'bin'}"
-        path = f"{first}:{kept.get('PATH', os.defpath)}"
-        identity = {
-            f"GIT_{who}_{what}": "author@example.com"
-            for who in ("AUTHOR", "COMMITTER")
-            for what in ("NAME", "EMAIL")
+        return kept | {
+            "PATH": f"{first}:{kept.get('PATH', os.defpath)}",
+            "STANDIN": str(self.root / "units" / "systemd"),
+            "PIPENV_NOSPIN": "1",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "GIT_CONFIG_SYSTEM": os.devnull,
         }
-        return (
-            kept
-            | identity
-            | {
-                "PATH": path,
-                "STANDIN": str(self.root / "units" / "systemd"),
-                "PIPENV_NOSPIN": "1",
-                "GIT_CONFIG_GLOBAL": os.devnull,
-                "GIT_CONFIG_SYSTEM": os.devnull,
-            }
-        )
 
     def run(self, *command: str, folder: Path | None = None, **more: str) -> str:
         """Run a command that must succeed; its stdout."""
@@ -258,21 +245,12 @@ class Sandbox:
         self.tell("getting pipenv …")
         self.run(self.python, "-m", "venv", "tools", folder=self.root)
         self.run("tools/bin/pip", "install", "--quiet", PIPENV, folder=self.root)
-        self.run(
-            "git",
-            "init",
-            "--quiet",
-            "--bare",
-            "--initial-branch=main",
-            str(self.remote),
-            folder=self.root,
-        )
-        self.run("git", "clone", "--quiet", str(self.remote), str(self.author), folder=self.root)
+        git = functools.partial(self.run, "git", folder=self.root)
+        git("init", "--quiet", "--bare", "--initial-branch=main", "remote.git")
+        git("clone", "--quiet", "remote.git", "author")
+        unwanted = shutil.ignore_patterns("__pycache__")
         shutil.copytree(
-            PROJECT / "tests" / "sample",
-            self.author,
-            dirs_exist_ok=True,
-            ignore=shutil.ignore_patterns("__pycache__"),
+            PROJECT / "tests" / "sample", self.author, dirs_exist_ok=True, ignore=unwanted
         )
         for folder in ("systemd", "nginx"):
             shutil.copytree(PROJECT / folder, self.author / folder)
@@ -281,18 +259,16 @@ class Sandbox:
         self.edit("gunicorn.conf.py", "workers = 5", "workers = 2")
         self.edit("gunicorn.conf.py", '"/admin/login/"', '"/"')
         (self.root / "sqlite.py").write_text(SQLITE.format(root=self.root))
-        (self.author / "deploy.ini").write_text(
-            INI.format(python=self.python, root=self.root, port=self.port)
-        )
+        ini = INI.format(python=self.python, root=self.root, port=self.port)
+        (self.author / "deploy.ini").write_text(ini)
         if self.version < (3, 12):
             self.edit("Pipfile", "==6.0.2", f"=={DJANGO_OF_PYTHON_311}")
         self.tell("locking the packages of the sample …")
         self.lock()
         self.push("The first release")
-        self.run("git", "clone", "--quiet", str(self.remote), str(self.checkout), folder=self.root)
-        (self.checkout / ".env").write_text(
-            ENV.format(secret=secrets.token_urlsafe(50), root=self.root)
-        )
+        git("clone", "--quiet", "remote.git", "gforms")
+        env = ENV.format(secret=secrets.token_urlsafe(50), root=self.root)
+        (self.checkout / ".env").write_text(env)
         (self.checkout / ".env").chmod(0o600)
         self.start_socket()
 
@@ -338,9 +314,8 @@ class Sandbox:
         """Run deploy.py as its user would, before the reader's eyes; exit status and output."""
         self.tell(f"$ python3 deploy.py {' '.join(arguments)}".rstrip())
         lines = []
-        to = (
-            None if sys.stdout.isatty() and not self.quiet else subprocess.PIPE
-        )  # a terminal is shown as one sees it
+        # a terminal is shown as one sees it
+        to = None if sys.stdout.isatty() and not self.quiet else subprocess.PIPE
         with subprocess.Popen(
             [sys.executable, "deploy.py", *arguments],
             cwd=self.checkout,
@@ -389,31 +364,18 @@ class Sandbox:
         """A new package, a migration and a new page."""
         self.release("2", "1")
         self.edit("Pipfile", "[packages]\n", '[packages]\nwhitenoise = "*"\n')
-        self.edit(
-            "forms/settings.py",
-            '    "django.middleware.security.SecurityMiddleware",\n',
-            '    "django.middleware.security.SecurityMiddleware",\n'
-            '    "whitenoise.middleware.WhiteNoiseMiddleware",\n',
-        )
+        security = '    "django.middleware.security.SecurityMiddleware",\n'
+        whitenoise = '    "whitenoise.middleware.WhiteNoiseMiddleware",\n'
+        self.edit("forms/settings.py", security, security + whitenoise)
         (self.author / "formsApp/migrations/0002_form_open.py").write_text(MIGRATION)
-        self.edit(
-            "formsApp/models.py",
-            "    created_at = models.DateTimeField(auto_now_add=True)\n\n    class Meta:\n"
-            '        ordering = ["title"]',
-            "    created_at = models.DateTimeField(auto_now_add=True)\n"
-            "    open = models.BooleanField(db_default=True)\n\n    class Meta:\n"
-            '        ordering = ["title"]',
-        )
-        self.edit(
-            "formsApp/models.py",
-            "    text = models.TextField()\n",
-            "    text = models.TextField()\n    public = models.BooleanField(db_default=False)\n",
-        )
-        self.edit(
-            "formsApp/urls.py",
-            "urlpatterns = [\n",
-            'urlpatterns = [\n    path("about/", views.index, name="about"),\n',
-        )
+        for before, name, default in (
+            ("    description = models.TextField(blank=True)\n", "open", True),
+            ("    text = models.TextField()\n", "public", False),
+        ):
+            more = f"    {name} = models.BooleanField(db_default={default})\n"
+            self.edit("formsApp/models.py", before, before + more)
+        about = '    path("about/", views.index, name="about"),\n'
+        self.edit("formsApp/urls.py", "urlpatterns = [\n", f"urlpatterns = [\n{about}")
         self.lock()
         self.push("Serve the static files, close forms, and tell what this is")
         return self.deploy()
@@ -429,11 +391,7 @@ class Sandbox:
         """A commit that starts and answers 500."""
         self.release("4", "3")
         self.edit("forms/urls.py", "import no_such_module\n\nurlpatterns", "urlpatterns")
-        self.edit(
-            "formsApp/views.py",
-            'render(request, "formsApp/index.html"',
-            'render(request, "no.html"',
-        )
+        self.edit("formsApp/views.py", '(request, "formsApp/index.html"', '(request, "no.html"')
         self.push("Use a template that is not there")
         return self.deploy()
 
@@ -467,7 +425,7 @@ def play(sandbox: Sandbox, keep: bool) -> int:
     sandbox.tell("All of it went as it should." if good else "THIS IS NOT AS IT SHOULD BE.")
     if keep:
         sandbox.tell(
-            f"The site is at {sandbox.url}, the checkout in {sandbox.checkout}; Ctrl-C ends it."
+            f"The site is at {sandbox.url}, the checkout in {sandbox.checkout}; Ctrl-C ends."
         )
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
@@ -476,27 +434,19 @@ def play(sandbox: Sandbox, keep: bool) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Play the sandbox; the exit status."""
-    parser = argparse.ArgumentParser(
-        description="Watch real deployments of a sample project, in a temporary folder."
-    )
-    parser.add_argument(
-        "--keep", action="store_true", help="leave the site running at the end, until Ctrl-C"
-    )
+    about = "Watch real deployments of a sample project, in a temporary folder."
+    parser = argparse.ArgumentParser(description=about)
+    keep = "leave the site running at the end, until Ctrl-C"
+    parser.add_argument("--keep", action="store_true", help=keep)
     options = parser.parse_args(argv)
     try:
-        sandbox = Sandbox()
-    except Missing as missing:
-        print(missing)
-        return 1
-    try:
-        return play(sandbox, options.keep)
+        with contextlib.closing(Sandbox()) as sandbox:
+            return play(sandbox, options.keep)
     except Missing as missing:
         print(missing)
         return 1
     except KeyboardInterrupt:
         return 130
-    finally:
-        sandbox.close()
 
 
 if __name__ == "__main__":

@@ -118,18 +118,18 @@ class StartTest(LabTest):
         """The lock, which the new version inherits, had its place: Python does not start with that."""
         tool = (self.lab.author / "deploy.py").read_text()
         self.lab.push({"app": "two", "deploy.py": f"{tool}# anew\n"})
-        process = faults.start(self.lab, before="exec 0<&-")
+        process = self.lab.start(before="exec 0<&-")
         self.assert_deployed(self.lab.end(process), "two")
 
     def test_with_sigchld_ignored_a_command_can_fail(self) -> None:
         self.lab.push({"app": "two"})
         self.lab.script("services", "exit 4")
-        run = self.lab.end(faults.start(self.lab, before="trap '' CHLD"))
+        run = self.lab.end(self.lab.start(before="trap '' CHLD"))
         self.assert_failed(run, "ended with status 4")
 
     def test_a_remote_that_hangs(self) -> None:
         faults.impatient(self.lab)
         self.lab.setting("pull", "retries", "0")
         self.lab.script("ssh", "exec sleep 1000")
-        self.lab.git("remote", "set-url", "origin", "ssh://x/y", folder=self.lab.checkout)
+        faults.fetch_from(self.lab, "ssh://x/y")
         self.assert_failed(self.lab.deploy(), "the remote origin cannot be reached")

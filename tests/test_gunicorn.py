@@ -13,12 +13,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import unittest
 from collections.abc import Callable
 from pathlib import Path
 
 import deploy
+from tests.lab import wait_for
 from tests.must_run import skip
 from tests.sandbox import DJANGO_OF_PYTHON_311
 
@@ -91,14 +91,6 @@ def run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         skip("sandbox", f"{shlex.join(command)}: {done.stdout}{done.stderr}")
-
-
-def until(what: str, done: Callable[[], bool]) -> None:
-    """Poll until something is so."""
-    deadline = time.monotonic() + PATIENCE
-    while not done():
-        assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}"
-        time.sleep(0.01)
 
 
 class Systemd:
@@ -176,12 +168,12 @@ class Gunicorn:
 
     def reach(self, name: str) -> None:
         """Wait until a file of the project is there."""
-        until(f"{name}: {self.log.read_text()}", (self.project / name).exists)
+        wait_for((self.project / name).exists, lambda: f"{name}: {self.log.read_text()}", PATIENCE)
 
     def ask(self) -> str:
         """Ask it for its page, as soon as it listens; the answer's body."""
         with socket.socket(socket.AF_UNIX) as client:
-            until("it listens", lambda: not client.connect_ex(str(self.address)))
+            wait_for(lambda: not client.connect_ex(str(self.address)), "it listens", PATIENCE)
             client.settimeout(PATIENCE)
             client.sendall(b"GET / HTTP/1.0\r\nHost: none\r\n\r\n")
             head, _, body = b"".join(iter(functools.partial(client.recv, 4096), b"")).partition(
@@ -355,7 +347,7 @@ class FiguresTest(GunicornCase):
             new.start(DEPLOY_ROLE="gunicorn-standby", DEPLOY_STATSD=str(file))
             for asked in (old, new, new):
                 asked.ask()
-            until("all are counted", lambda: len(traffic.old.times + traffic.new.times) == 3)
+            wait_for(lambda: len(traffic.old.times + traffic.new.times) == 3, "all are counted")
             self.assertEqual((len(traffic.old.times), len(traffic.new.times)), (1, 2))
             self.assertEqual((traffic.old.errors, traffic.new.errors), (0, 0))
 

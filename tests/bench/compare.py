@@ -20,12 +20,12 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.bench.picture import draw_switch
-from tests.server.bench import Sample, longest, lost
+from tests.server.bench import Load, Sample, longest, lost
 from tests.server.site import AUTHOR, CHECKOUT, HOME, REMOTE, SETUP, Site
 
 CONNECTIONS, PAUSE = 16, 0.05  # of the clients, and what each waits after an answer, in seconds
@@ -43,44 +43,6 @@ PACKAGES = (
 )
 CAPISTRANO = f"{HOME}/capistrano"
 CAPISTRANO_PYTHON = f"{CAPISTRANO}/shared/venvs/gforms/bin/python"
-
-UNIT = """\
-[Unit]
-Description=gunicorn
-After=network.target
-
-[Service]
-User=ubuntu
-Group=www-data
-WorkingDirectory={folder}
-EnvironmentFile={env}
-ExecStart={gunicorn} --workers 5 --bind 127.0.0.1:8000 forms.wsgi:application
-Restart=always
-
-[Install]
-WantedBy=multi-user.target
-"""
-NGINX = """\
-server {{
-    listen 80;
-    server_name gforms.example.com;
-    location /static/ {{ alias {folder}/staticfiles/; }}
-    location / {{
-        proxy_pass http://127.0.0.1:8000;
-        proxy_set_header Host $host;
-    }}
-}}
-"""
-ENABLE = """\
-set -e
-chmod o+x /home/ubuntu
-rm -f /etc/nginx/sites-enabled/default
-ln -sf ../sites-available/gforms /etc/nginx/sites-enabled/
-systemctl reload nginx
-systemctl daemon-reload
-systemctl enable gunicorn
-systemctl restart gunicorn
-"""
 
 # The script that deploy.py replaces, written anew from what is known of it.
 SCRIPT = f"""\
@@ -197,9 +159,7 @@ class Figures:
     """What a command cost, and what users saw of it."""
 
     seconds: float
-    first: (
-        float | None
-    )  # seconds until the first user got the new release; None: nobody got another
+    first: float | None  # seconds until the first user got the new release; None: nobody did
     sent: int
     lost: int
     longest: float
@@ -220,40 +180,38 @@ class Way:
 
     def run(self, command: list[str]) -> None:
         """Run a command of this way on this computer, in the network of its server."""
-        process = self.site.spawn(
-            ["env", *(f"{name}={text}" for name, text in self.environment.items()), *command]
-        )
+        variables = [f"{name}={text}" for name, text in self.environment.items()]
+        process = self.site.spawn(["env", *variables, *command])
         said, errors = process.communicate(timeout=600)
         if process.returncode:
             log = self.site.run("journalctl --unit gunicorn --lines 40 --no-pager").stdout
             raise SystemExit(f"{self.name}: `{' '.join(command)}` failed:\n{said}\n{errors}\n{log}")
 
-    def measure(self, kind: str, command: list[str], version: str) -> None:
-        """Run a command while clients ask, and keep what was seen of it."""
+    def watched(self, command: list[str], rest: float = 1) -> tuple[Load, float, float]:
+        """Run a command while clients ask, a second before it and `rest` after: what they saw, its start and end."""
         with self.site.load("/late/", connections=CONNECTIONS, pause=PAUSE) as load:
-            time.sleep(1)  # of steady state
+            time.sleep(1)
             began = time.monotonic()
             self.run(command)
             ended = time.monotonic()
-            time.sleep(1)
+            time.sleep(rest)
+        return load, began, ended
+
+    def measure(self, kind: str, command: list[str], version: str) -> None:
+        """Run a command while clients ask, and keep what was seen of it."""
+        load, began, ended = self.watched(command)
         samples = load.between(began, ended + 1)
         waits = sorted(sample.seconds for sample in samples)
         new = [each.began + each.seconds for each in samples if each.body.startswith(f"{version} ")]
-        self.figures.setdefault(kind, []).append(
-            Figures(
-                ended - began,
-                min(new) - began if new and kind != "nothing new" else None,
-                len(samples),
-                len(lost(samples)),
-                longest(samples),
-                waits[int(len(waits) * 0.99)] if waits else 0.0,
-            )
+        figures = Figures(
+            seconds=ended - began,
+            first=min(new) - began if new and kind != "nothing new" else None,
+            sent=len(samples),
+            lost=len(lost(samples)),
+            longest=longest(samples),
+            p99=waits[int(len(waits) * 0.99)] if waits else 0.0,
         )
-
-
-def over_ssh(site: Site, script: str) -> list[str]:
-    """The command that runs a script on a server as a workflow does, on this computer."""
-    return site.ssh_command(script)
+        self.figures.setdefault(kind, []).append(figures)
 
 
 def prepared(plain_password: bool) -> Site:
@@ -263,35 +221,10 @@ def prepared(plain_password: bool) -> Site:
     site.prepare()
     site.put("/usr/local/bin/curl", CURL, mode="0755")
     if plain_password:  # the original script reads no other
-        env = site.read(f"{CHECKOUT}/.env")
-        site.put(
-            f"{CHECKOUT}/.env",
-            re.sub(r"(?m)^(SECRET_KEY|DEFAULT_DB_PASSWORD)='?(.*?)'?$", r"\1=plain1", env),
-            user="ubuntu",
-            mode="0600",
-        )
+        quoted, env = r"(?m)^(SECRET_KEY|DEFAULT_DB_PASSWORD)=.*$", site.read(f"{CHECKOUT}/.env")
+        plain = re.sub(quoted, r"\1=plain1", env)
+        site.put(f"{CHECKOUT}/.env", plain, user="ubuntu", mode="0600")
     return site
-
-
-def in_place(site: Site, folder: str, gunicorn: str, install: str) -> None:
-    """Set a server up whose gunicorn runs where it is deployed to, and is restarted."""
-    site.run(install, user="ubuntu", cwd=CHECKOUT, timeout=300)
-    site.put(
-        "/etc/systemd/system/gunicorn.service",
-        UNIT.format(folder=folder, env=f"{CHECKOUT}/.env", gunicorn=gunicorn),
-    )
-    site.put("/etc/nginx/sites-available/gforms", NGINX.format(folder=folder))
-    site.run(ENABLE)
-    site.await_page()
-
-
-def install(folder: str = CHECKOUT) -> str:
-    """What makes the first installation of a project in a folder."""
-    return (
-        f"set -e; cd {folder}; PIPENV_VENV_IN_PROJECT=1 pipenv install --deploy; "
-        "docker compose --project-name gforms up --detach --wait; set -a; . ./.env; set +a; "
-        ".venv/bin/python manage.py migrate --noinput; .venv/bin/python manage.py collectstatic --noinput"
-    )
 
 
 def ours(name: str = "deploy.py", bake: int = 5) -> Way:
@@ -307,13 +240,9 @@ def ours(name: str = "deploy.py", bake: int = 5) -> Way:
             raise SystemExit(run.text)
     site.await_rest()
     call = f"cd {CHECKOUT} && python3 deploy.py"
-    return Way(
-        name,
-        site,
-        over_ssh(site, call),
-        over_ssh(site, f"{call} rollback --no-freeze"),
-        over_ssh(site, f"{call} --if-changed"),
-    )
+    options = ("", " rollback --no-freeze", " --if-changed")
+    change, back, nothing = (site.ssh_command(call + more) for more in options)
+    return Way(name, site, change, back, nothing)
 
 
 def unbaked() -> Way:
@@ -324,60 +253,33 @@ def unbaked() -> Way:
 def original() -> Way:
     """The shell script that deploy.py replaces."""
     site = prepared(True)
-    in_place(site, CHECKOUT, f"{CHECKOUT}/.venv/bin/gunicorn", install())
+    site.serve_in_place()
     site.put(f"{HOME}/deploy.sh", SCRIPT, user="ubuntu", mode="0755")
-    command = over_ssh(site, f"{HOME}/deploy.sh")
+    command = site.ssh_command(f"{HOME}/deploy.sh")
     return Way("the original script", site, command, None, command)
 
 
-def engine(name: str, file: str, text: str, command: Callable[[Path, Path], list[str]]) -> Way:
+def engine(name: str, file: str, text: str, call: str) -> Way:
     """Fabric or pyinfra, from this computer, in place."""
     site = prepared(True)
-    in_place(site, CHECKOUT, f"{CHECKOUT}/.venv/bin/gunicorn", install())
+    site.serve_in_place()
     path = site.folder / file
     path.write_text(text)
-    words = site.in_network(*command(path, site.key()))
+    words = site.in_network(*call.format(path=path, key=site.key()).split())
     return Way(name, site, words, None, words)
 
 
 def fabric() -> Way:
     """Fabric, with the tasks of a careful user."""
-    return engine(
-        "Fabric 3.2",
-        "fabfile.py",
-        FABFILE,
-        lambda path, key: [
-            "fab",
-            "-r",
-            str(path.parent),
-            "-i",
-            str(key),
-            "-H",
-            "ubuntu@127.0.0.1",
-            "deploy",
-        ],
-    )
+    call = "fab -r {path.parent} -i {key} -H ubuntu@127.0.0.1 deploy"
+    return engine("Fabric 3.2", "fabfile.py", FABFILE, call)
 
 
 def pyinfra() -> Way:
     """pyinfra, with the operations of a careful user."""
-    ssh = ("--data", "ssh_strict_host_key_checking=no", "--data", "ssh_known_hosts_file=/dev/null")
-    return engine(
-        "pyinfra 3",
-        "deploy_site.py",
-        PYINFRA,
-        lambda path, key: [
-            "pyinfra",
-            "-y",
-            "127.0.0.1",
-            "--user",
-            "ubuntu",
-            "--key",
-            str(key),
-            *ssh,
-            str(path),
-        ],
-    )
+    ssh = "--data ssh_strict_host_key_checking=no --data ssh_known_hosts_file=/dev/null"
+    call = f"pyinfra -y 127.0.0.1 --user ubuntu --key {{key}} {ssh} {{path}}"
+    return engine("pyinfra 3", "deploy_site.py", PYINFRA, call)
 
 
 def capistrano() -> Way:
@@ -396,11 +298,10 @@ def capistrano() -> Way:
     cap = site.in_network("sh", "-c", f"cd {folder} && cap production $0", "deploy")
     back = site.in_network("sh", "-c", f"cd {folder} && cap production $0", "deploy:rollback")
     way = Way("Capistrano 3.17", site, cap, back, cap, {"KEY": str(site.key())})
-    site.put(  # the first deployment restarts what is not there yet
-        "/etc/systemd/system/gunicorn.service", "[Service]\nExecStart=/bin/sleep 600\n"
-    )
+    # the first deployment restarts what is not there yet
+    site.put("/etc/systemd/system/gunicorn.service", "[Service]\nExecStart=/bin/sleep 600\n")
     way.run(cap)
-    in_place(site, f"{CAPISTRANO}/current", f"{shared}/venvs/gforms/bin/gunicorn", "true")
+    site.serve_in_place(f"{CAPISTRANO}/current", f"{shared}/venvs/gforms/bin/gunicorn", "true")
     return way
 
 
@@ -480,11 +381,7 @@ def table(made: list[Way]) -> str:
 def switch_of(way: Way) -> tuple[list[Sample], float, str, str]:
     """The requests around one more change of the code: all of them, its start, and the two versions."""
     before, version = str(way.site.number), way.site.push()
-    with way.site.load("/late/", connections=CONNECTIONS, pause=PAUSE) as load:
-        time.sleep(1)
-        began = time.monotonic()
-        way.run(way.change)
-        time.sleep(2)
+    load, began, _ = way.watched(way.change, rest=2)
     return load.samples, began, before, version
 
 
@@ -500,9 +397,8 @@ def main() -> int:
         print(table(made))
         if len(sys.argv) > 2:
             chosen = [way for way in made if way.name in ("deploy.py", "the original script")]
-            Path(sys.argv[2]).write_text(
-                draw_switch({way.name: switch_of(way) for way in chosen}), encoding="utf-8"
-            )
+            drawn = draw_switch({way.name: switch_of(way) for way in chosen})
+            Path(sys.argv[2]).write_text(drawn, encoding="utf-8")
     return 0
 
 

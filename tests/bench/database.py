@@ -36,12 +36,8 @@ def fill(site: Site, gibibytes: float) -> None:
     table = f"create table bulk as select row / 12 as id, string_agg(md5(random()::text), '') as text from {rows}"
     psql = ["docker", "exec", "postgresql", "psql", "-U", "postgres", "gforms-db"]
     jit = "alter system set jit = off"  # its library is not in the stand-in for the image
-    for statement in (
-        jit,
-        "select pg_reload_conf()",
-        table,
-        "alter table bulk add primary key (id)",
-    ):
+    key = "alter table bulk add primary key (id)"
+    for statement in (jit, "select pg_reload_conf()", table, key):
         site.run([*psql, "-c", statement], timeout=1800)
 
 
@@ -56,13 +52,10 @@ def main() -> int:
         print("database:", site.sql("select pg_size_pretty(pg_database_size(current_database()))"))
         for name, command in WAYS.items():
             words = ["python3", "-c", MEASURE, command]
-            status, seconds, megabytes = site.run(
-                words, user="ubuntu", cwd=CHECKOUT, timeout=3600
-            ).stdout.split()
-            print(
-                f"{name}: {float(seconds):.1f} s, {float(megabytes):.0f} MiB (exit status {status})",
-                flush=True,
-            )
+            done = site.run(words, user="ubuntu", cwd=CHECKOUT, timeout=3600)
+            status, seconds, megabytes = done.stdout.split()
+            cost = f"{float(seconds):.1f} s, {float(megabytes):.0f} MiB"
+            print(f"{name}: {cost} (exit status {status})", flush=True)
         site.edit("deploy.ini", "rehearse = no", "rehearse = yes")
         site.add("formsApp/migrations/0002_more.py", MIGRATION)
         site.push()
@@ -70,10 +63,8 @@ def main() -> int:
         print("a migration that is rehearsed:")
         print("\n".join(line for line in run.text.splitlines() if line.startswith("migrate")))
         assert run.status == 0, run.text
-        log = site.run(
-            "grep -h . $(ls -t .deploy/logs/* | head -1) | cut -c1-150", cwd=CHECKOUT
-        ).stdout
-        print(f"the last restore, step by step:\n{log}")
+        newest = "grep -h . $(ls -t .deploy/logs/* | head -1) | cut -c1-150"
+        print(f"the last restore, step by step:\n{site.run(newest, cwd=CHECKOUT).stdout}")
     return 0
 
 

@@ -8,6 +8,7 @@ and the longest wait of each kind beside those of the steady state in the same r
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 import time
@@ -19,11 +20,8 @@ from tests.sandbox import CSRF
 from tests.server.bench import Sample, longest, lost
 from tests.server.site import CHECKOUT, Site
 
-READERS, WRITERS, PAUSE = (
-    12,
-    4,
-    0.02,
-)  # connections, and what each waits after an answer, in seconds
+READERS, WRITERS = 12, 4  # connections
+PAUSE = 0.02  # seconds, which each waits after an answer
 FORM = {**CSRF, "Content-Type": "application/x-www-form-urlencoded"}
 OPEN = """insert into "formsApp_form" (title, slug, description, created_at) values ('Open', 'open', '', now())"""
 Span = tuple[str, float, float]  # what was done, its beginning and its end
@@ -60,17 +58,15 @@ def line(name: str, samples: Iterable[Sample], good: int) -> str:
     """A line of the table."""
     seen = sorted(samples, key=lambda sample: sample.seconds)
     p99 = seen[int(len(seen) * 0.99)].seconds
-    return (
-        f"| {name} | {len(seen)} | {len(lost(seen, good))} | {p99:.3f} s | {longest(seen):.2f} s |"
-    )
+    missed = len(lost(seen, good))
+    return f"| {name} | {len(seen)} | {missed} | {p99:.3f} s | {longest(seen):.2f} s |"
 
 
 def main() -> int:
     """Measure and print."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
     steady = float(sys.argv[2]) if len(sys.argv) > 2 else 20
-    site = ours().site
-    try:
+    with contextlib.closing(ours().site) as site:
         site.sql(OPEN)
         answer: dict[str, Any] = {"method": "POST", "body": "text=an+answer", "headers": FORM}
         with (
@@ -80,8 +76,6 @@ def main() -> int:
             spans = list(play(site, rounds, steady))
         accepted = len(writers.samples) - len(lost(writers.samples, 302))
         rows = int(site.sql('select count(*) from "formsApp_response"'))
-    finally:
-        site.close()
     print("| while | sent | lost | p99 | longest wait |\n|---|---|---|---|---|")
     for kind, load, good in (("read", readers, 200), ("write", writers, 302)):
         for name, several in itertools.groupby(sorted(spans), key=lambda span: span[0]):

@@ -6,6 +6,7 @@ the code before and after the project has grown, in one run; medians of the seco
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -80,8 +81,7 @@ def measure(sandbox: Sandbox, runs: int) -> dict[str, float]:
 def rows(runs: int) -> Iterator[str]:
     """A line of the table for each case, before and after."""
     for name, grow in GROWN.items():
-        sandbox = Sandbox(quiet=True)
-        try:
+        with contextlib.closing(Sandbox(quiet=True)) as sandbox:
             sandbox.build()
             sandbox.edit("deploy.ini", "deadline = 20\n", "deadline = 120\n")
             sandbox.edit("deploy.ini", "retries = 0\n", "retries = 0\ntimeout = 900\n")
@@ -91,8 +91,6 @@ def rows(runs: int) -> Iterator[str]:
             grow(sandbox)
             deploy_change(sandbox)  # which brings all that
             after = measure(sandbox, runs)
-        finally:
-            sandbox.close()
         cells = [f"{before[step]:.1f} → {after[step]:.1f}" for step in ("whole", *STEPS)]
         yield f"| {name} | {' | '.join(cells)} |"
 

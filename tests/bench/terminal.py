@@ -6,6 +6,7 @@ The second and fourth act of the sandbox: a release that goes live, and one that
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections.abc import Iterator
@@ -79,8 +80,7 @@ def wrap(line: str) -> Iterator[list[tuple[str, str]]]:
 
 def main() -> int:
     """Play, and write the picture."""
-    sandbox = Filmed()
-    try:
+    with contextlib.closing(Filmed()) as sandbox:
         sandbox.build()
         shown, statuses = [], []
         for act in (sandbox.act_one, sandbox.act_two, sandbox.act_three, sandbox.act_four):
@@ -88,8 +88,6 @@ def main() -> int:
             statuses.append(act()[0])
             if act in (sandbox.act_two, sandbox.act_four):
                 shown += [line.replace(str(sandbox.root), "/home/ubuntu") for line in sandbox.lines]
-    finally:
-        sandbox.close()
     Path(sys.argv[1]).write_text(draw(shown[:-1]), encoding="utf-8")
     return 0 if statuses == [0, 0, 1, 1] else 1
 

@@ -140,9 +140,8 @@ class Server(Machine):
         target.mkdir(mode=0o710)
         for part in source.iterdir():
             links = ["--link"] if part.name == "overlay2" else []
-            subprocess.run(
-                ["cp", "--archive", *links, str(part), str(target)], check=True, timeout=120
-            )
+            copy = ["cp", "--archive", *links, str(part), str(target)]
+            subprocess.run(copy, check=True, timeout=120)
 
     def __enter__(self) -> Self:
         """Boot."""
@@ -169,19 +168,8 @@ class Server(Machine):
         """Make a key pair and let it in as `ubuntu`, with the options of authorized_keys if there are any."""
         number = len(list(self.folder.glob("key-*.pub")))
         private = self.folder / f"key-{number}"
-        make = [
-            "ssh-keygen",
-            "-q",
-            "-t",
-            "ed25519",
-            "-N",
-            "",
-            "-C",
-            f"test {number}",
-            "-f",
-            str(private),
-        ]
-        subprocess.run(make, check=True, stdin=subprocess.DEVNULL, timeout=30)
+        make = f"ssh-keygen -q -t ed25519 -C test-{number} -f {private} -N".split()
+        subprocess.run([*make, ""], check=True, stdin=subprocess.DEVNULL, timeout=30)
         line = f"{options} {private.with_suffix('.pub').read_text()}".lstrip()
         add = "umask 077 && mkdir -p ~/.ssh && cat >> ~/.ssh/authorized_keys"
         self.run(add, user="ubuntu", stdin=line)
@@ -204,11 +192,9 @@ class Server(Machine):
             "ssh", "-F", "none", "-i", str(key), *shared, *options, "ubuntu@127.0.0.1", *words
         )
 
-    def ssh(
-        self, script: str, *, key: Path | None = None, timeout: float = 120
-    ) -> subprocess.CompletedProcess[str]:
+    def ssh(self, script: str, *, key: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run a script over ssh as ssh-action v1.0.3 does; its exit status is the script's, or 255."""
-        return finish(self.spawn(self.ssh_command(script, key=key)), None, timeout, False)
+        return finish(self.ssh_start(script, key=key), None, 120, False)
 
     def ssh_start(self, script: str, *, key: Path | None = None) -> subprocess.Popen[str]:
         """Start a script over ssh; to cut the connection, kill the process that is returned."""
@@ -217,46 +203,28 @@ class Server(Machine):
     # HTTP
 
     def http(
-        self,
-        url: str = "/",
-        *,
-        host: str = HOST,
-        method: str = "GET",
-        body: str = "",
+        self, url: str = "/", *, host: str = HOST, method: str = "GET", body: str = "",
         headers: Mapping[str, str] | None = None,
-    ) -> Answer:
+    ) -> Answer:  # fmt: skip
         """Send one request from inside the server's network; a bare path goes to port 80."""
-        wish = {
-            "url": full(url),
-            "host": host,
-            "method": method,
-            "body": body,
-            "headers": {**(headers or {})},
-        }
-        process = self.spawn(
-            self.in_network(sys.executable, str(CLIENT), "one"), stdin=subprocess.PIPE
-        )
-        answer: dict[str, Any] = json.loads(finish(process, json.dumps(wish), 60, True).stdout)
-        return Answer(
-            answer["status"], [(name, text) for name, text in answer["headers"]], answer["body"]
-        )
+        wish = {"url": full(url), "host": host, "method": method, "body": body}
+        asked = json.dumps(wish | {"headers": dict(headers or {})})
+        command = self.in_network(sys.executable, str(CLIENT), "one")
+        done = finish(self.spawn(command, stdin=subprocess.PIPE), asked, 60, True)
+        answer: dict[str, Any] = json.loads(done.stdout)
+        headers_seen = [(name, text) for name, text in answer["headers"]]
+        return Answer(answer["status"], headers_seen, answer["body"])
 
     def load(
-        self,
-        url: str = "/",
-        *,
-        host: str = HOST,
-        connections: int = 4,
-        pause: float = 0.01,
+        self, url: str = "/", *, host: str = HOST, connections: int = 4, pause: float = 0.01,
         **more: object,
-    ) -> Load:
+    ) -> Load:  # fmt: skip
         """Begin constant load: each connection asks again `pause` seconds after its last answer.
 
         `more` is what else client.py knows of a request: its method, body and headers.
         """
         command = dies_with_us(*self.in_network(sys.executable, str(CLIENT), "load"))
-        wish = {"url": full(url), "host": host, "connections": connections, "pause": pause}
-        wish |= more
+        wish = {"url": full(url), "host": host, "connections": connections, "pause": pause} | more
         return Load(self.spawn(command, stdin=subprocess.PIPE), wish)
 
 
@@ -267,9 +235,8 @@ def full(url: str) -> str:
 
 def behind(address: str, text: str) -> str:
     """Return nginx/gforms.conf with its lines for a load balancer, at this address, in force."""
-    text, count = re.subn(
-        r"# ((?:set_real_ip_from|real_ip_header|real_ip_recursive) .+?;)", r"\1", text
-    )
+    lines = r"# ((?:set_real_ip_from|real_ip_header|real_ip_recursive) .+?;)"
+    text, count = re.subn(lines, r"\1", text)
     assert count == 3 and "set_real_ip_from 10.0.0.10;" in text, "nginx/gforms.conf has other lines"
     return text.replace("set_real_ip_from 10.0.0.10;", f"set_real_ip_from {address};")
 

@@ -38,15 +38,8 @@ systemd-nspawn --directory="$root" "$@"
 """
 
 UNSHARE = (
-    "unshare",
-    "--mount",
-    "--net",
-    "--ipc",
-    "--pid",
-    "--fork",
-    "--kill-child",
-    "--mount-proc",
-    "--propagation=private",
+    *("unshare", "--mount", "--net", "--ipc", "--pid", "--fork", "--kill-child"),
+    *("--mount-proc", "--propagation=private"),
 )
 ENVIRONMENT = {
     "PATH": PATH,
@@ -54,15 +47,8 @@ ENVIRONMENT = {
     "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network",
 }
 NSPAWN = (
-    "--register=no",
-    "--keep-unit",
-    "--boot",
-    "--quiet",
-    "--console=read-only",
-    "--link-journal=no",
-    "--resolv-conf=off",
-    "--timezone=off",
-    f"--hostname={HOSTNAME}",
+    *("--register=no", "--keep-unit", "--boot", "--quiet", "--console=read-only"),
+    *("--link-journal=no", "--resolv-conf=off", "--timezone=off", f"--hostname={HOSTNAME}"),
     # dockerd needs nearly everything; the clock and the kernel's modules are this computer's, and stay.
     "--capability=all",
     "--drop-capability=CAP_SYS_MODULE,CAP_SYS_TIME",
@@ -88,11 +74,8 @@ def control_groups(name: str) -> list[Path]:
     top, name = Path("/sys/fs/cgroup"), f"gforms-{name}"
     if (top / "cgroup.procs").exists():
         return [top / name]
-    return [
-        top / kind / name
-        for kind in ("unified", "systemd")
-        if (top / kind / "cgroup.procs").exists()
-    ]
+    tops = [top / kind for kind in ("unified", "systemd")]
+    return [each / name for each in tops if (each / "cgroup.procs").exists()]
 
 
 def remove_groups(groups: Sequence[Path]) -> bool:
@@ -102,6 +85,12 @@ def remove_groups(groups: Sequence[Path]) -> bool:
             with contextlib.suppress(OSError):
                 Path(folder).rmdir()
     return not any(group.exists() for group in groups)
+
+
+def await_network(process: int) -> None:
+    """Wait until a process has a network namespace of its own."""
+    ours, network = Path("/proc/self/ns/net").readlink(), Path(f"/proc/{process}/ns/net")
+    until("the network namespace", 10, lambda: network.readlink() != ours, 0.005)
 
 
 def dies_with_us(*command: str) -> list[str]:
@@ -133,21 +122,22 @@ class Machine:
             raise MachineError("the machine is off")
         return self._outer.pid
 
-    def boot(self, seconds: float = 90) -> None:
+    def boot(self) -> None:
         """Boot, and return when systemd has nothing left to start."""
         for group in self._groups:
             group.mkdir(exist_ok=True)
         try:
             self._start()
-            until("systemd has started", seconds, self._has_init)
-            until("the machine has booted", seconds, self._is_up)
+            until("systemd has started", 90, self._has_init)
+            until("the machine has booted", 90, self._is_up)
         except BaseException:
             self.power_cut()
             raise
 
     def _start(self) -> None:
         """Start the outer process, give it a network, and let it go on to boot."""
-        script = ["sh", "-eu", "-c", BOOT, "boot", *self._layout(), *NSPAWN, *self._bound()]
+        binds = [f"--bind={source}:{target}" for target, source in self.binds.items()]
+        script = ["sh", "-eu", "-c", BOOT, "boot", *self._layout(), *NSPAWN, *binds]
         groups = " ".join(map(str, self._groups))
         with self.console.open("ab") as console:
             self._outer = subprocess.Popen(
@@ -158,11 +148,7 @@ class Machine:
                 stderr=console,
                 start_new_session=True,
             )
-        ours, network = (
-            Path("/proc/self/ns/net").readlink(),
-            Path(f"/proc/{self._outer.pid}/ns/net"),
-        )
-        until("the network namespace", 10, lambda: network.readlink() != ours, 0.005)
+        await_network(self._outer.pid)
         self._connect()
         assert self._outer.stdin is not None
         self._outer.stdin.write(b"\n")
@@ -173,15 +159,7 @@ class Machine:
         layers = [self.folder / "upper", self.folder / "work"] if self.overlay else []
         for folder in [*layers, self.mount_point]:
             folder.mkdir(exist_ok=True)
-        return [
-            str(self.root),
-            *([str(layer) for layer in layers] or ["", ""]),
-            str(self.mount_point),
-        ]
-
-    def _bound(self) -> list[str]:
-        """Return nspawn's options for the folders that the machine shares with this computer."""
-        return [f"--bind={source}:{target}" for target, source in self.binds.items()]
+        return [str(self.root), *map(str, layers or ("", "")), str(self.mount_point)]
 
     def _connect(self) -> None:
         """Connect the machine's network to the outside."""
@@ -225,24 +203,24 @@ class Machine:
         state = self.run(["systemctl", "is-system-running"], check=False, timeout=20).stdout.strip()
         return state in ("running", "degraded")
 
-    def console_tail(self, lines: int = 30) -> str:
+    def console_tail(self) -> str:
         """Return the last lines that the machine wrote on its console."""
-        return "\n".join(self.console.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(self.console.read_text(errors="replace").splitlines()[-30:])
 
-    def reboot(self, seconds: float = 120) -> None:
+    def reboot(self) -> None:
         """Reboot as an operator would, and return when the machine is up again."""
-        self._end(["systemctl", "reboot"], seconds)
+        self._end(["systemctl", "reboot"])
         self.boot()
 
-    def power_off(self, seconds: float = 120) -> None:
+    def power_off(self) -> None:
         """Shut down in good order."""
-        self._end(["systemctl", "poweroff"], seconds)
+        self._end(["systemctl", "poweroff"])
 
-    def _end(self, command: Sequence[str], seconds: float) -> None:
+    def _end(self, command: Sequence[str]) -> None:
         """Give a command that ends the machine, wait for the end, and clear up."""
         self.run(command, check=False)
         try:
-            until(f"the machine has ended:\n{self.console_tail()}", seconds, self._has_ended)
+            until(f"the machine has ended:\n{self.console_tail()}", 120, self._has_ended)
         finally:
             self.power_cut()
 
@@ -275,17 +253,10 @@ class Machine:
         if not self._init:
             raise MachineError("the machine is off")
         home = "/root" if user == "root" else f"/home/{user}"
-        known = {
-            "HOME": home,
-            "USER": user,
-            "LOGNAME": user,
-            "LANG": "C.UTF-8",
-            "PATH": PATH,
-            **(env or {}),
-        }
+        known = {"HOME": home, "USER": user, "LOGNAME": user, "LANG": "C.UTF-8", "PATH": PATH}
         spaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"]
         become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"]
-        settings = [f"{name}={text}" for name, text in known.items()]
+        settings = [f"{name}={text}" for name, text in (known | dict(env or {})).items()]
         place = ["env", "-i", f"--chdir={cwd or home}"]
         return ["nsenter", f"--target={self._init}", *spaces, "--", *become, *place, *settings]
 
@@ -335,12 +306,8 @@ class Machine:
         """Copy a folder of this computer into the machine, as the user's own."""
         unpack = 'mkdir -p "$1" && tar --extract --no-same-owner --directory "$1"'
         with packed(source, exclude) as pack:
-            finish(
-                self.start(["bash", "-c", unpack, "send", path], user=user, stdin=pack),
-                None,
-                60,
-                True,
-            )
+            process = self.start(["bash", "-c", unpack, "send", path], user=user, stdin=pack)
+            finish(process, None, 60, True)
 
 
 def finish(
@@ -393,9 +360,8 @@ def shown(words: object) -> str:
     """Return a command as a reader knows it, without the way into the machine."""
     listed = [str(word) for word in words] if isinstance(words, list) else [str(words)]
     if "env" in listed:
-        listed = [
-            word for word in listed[listed.index("env") + 3 :] if "=" not in word or " " in word
-        ]
+        inner = listed[listed.index("env") + 3 :]
+        listed = [word for word in inner if "=" not in word or " " in word]
     return shlex.join(listed)
 
 

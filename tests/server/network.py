@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
 from typing import Self
 
-from tests.server.machine import Machine, dies_with_us, until
+from tests.server.machine import Machine, await_network, dies_with_us
 
 
 class Network:
@@ -17,8 +16,7 @@ class Network:
         self._process = subprocess.Popen(
             dies_with_us("unshare", "--net", "sleep", "infinity"), stdin=subprocess.DEVNULL
         )
-        ours, own = Path("/proc/self/ns/net").readlink(), Path(f"{self.path}")
-        until("the network namespace", 10, lambda: own.readlink() != ours, 0.005)
+        await_network(self._process.pid)
         self._plugs = 0
         self._ip("link set lo up")
         self._ip("link add lan type bridge")

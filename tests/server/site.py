@@ -16,6 +16,7 @@ with Site() as site:
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -41,12 +42,10 @@ UNITS = ("gunicorn.socket", "gunicorn.service", "gunicorn-standby.service")
 SETUP = "sudo python3 deploy.py setup"
 FULL_RIGHTS = "/etc/sudoers.d/90-cloud-init-users"  # those that a new server gives its user
 STEADY = 1.0  # seconds of load before what is measured begins
-PATIENCE = (
-    2.5  # seconds: whoever waited for an import of 3 s, or behind a request of 5 s, waited longer
-)
-STANDBY_STARTS = (
-    "systemctl restart gunicorn-standby"  # the line with which a deployment begins to switch
-)
+# seconds: whoever waited for an import of 3 s, or behind a request of 5 s, waited longer
+PATIENCE = 2.5
+# the line with which a deployment begins to switch
+STANDBY_STARTS = "systemctl restart gunicorn-standby"
 OLD_STOPS = "systemctl restart gunicorn"
 
 ENV = """\
@@ -59,6 +58,54 @@ DEFAULT_DB_PASSWORD='p$x w#1'
 DEFAULT_DB_NAME=gforms-db
 DEFAULT_DB_HOST=localhost
 REDIS_URL=redis://127.0.0.1:6379/0
+"""
+
+# The first installation in the checkout, and what starts it: as the server of the script that deploy.py replaces is.
+INSTALL = """\
+set -e
+PIPENV_VENV_IN_PROJECT=1 pipenv install --deploy
+docker compose --project-name gforms up --detach --wait
+set -a; . ./.env; set +a
+.venv/bin/python manage.py migrate --noinput
+.venv/bin/python manage.py collectstatic --noinput
+"""
+UNIT = f"""\
+[Unit]
+Description=gunicorn
+After=network.target
+
+[Service]
+User=ubuntu
+Group=www-data
+WorkingDirectory={{folder}}
+EnvironmentFile={CHECKOUT}/.env
+ExecStart={{gunicorn}} --workers 5 --bind 127.0.0.1:8000 forms.wsgi:application
+Restart=always
+
+[Install]
+WantedBy=multi-user.target
+"""
+NGINX = """\
+server {{
+    listen 80;
+    server_name gforms.example.com;
+    location /static/ {{ alias {folder}/staticfiles/; }}
+    location / {{
+        proxy_pass http://127.0.0.1:8000;
+        proxy_set_header Host $host;
+    }}
+}}
+"""
+ENABLE = """\
+set -e
+chmod o+x /home/ubuntu
+rm -f /etc/nginx/sites-enabled/default
+ln -sf ../sites-available/gforms /etc/nginx/sites-enabled/
+nginx -t
+systemctl reload nginx
+systemctl daemon-reload
+systemctl enable gunicorn
+systemctl restart gunicorn
 """
 
 
@@ -74,10 +121,8 @@ class Run:
     @property
     def text(self) -> str:
         """All that it said."""
-        return (
-            "\n".join(line for _, line in self.lines)
-            + f"\n{self.errors}(exit status {self.status})"
-        )
+        said = "\n".join(line for _, line in self.lines)
+        return f"{said}\n{self.errors}(exit status {self.status})"
 
     @property
     def last(self) -> str:
@@ -108,10 +153,9 @@ class Running:
         """Wait until it says this."""
         self.reach(f"says {text!r}", lambda: any(text in line for _, line in self._lines))
 
-    def reach(self, what: str, reached: Callable[[], bool], seconds: float = 120) -> None:
+    def reach(self, what: str, reached: Callable[[], bool]) -> None:
         """Wait until it is so far; raise with all that it said when it never will be."""
-        deadline = time.monotonic() + seconds
-        alive = True
+        deadline, alive = time.monotonic() + 120, True
         while not reached():
             if time.monotonic() > deadline or not alive:
                 self.cut()
@@ -173,10 +217,8 @@ class Watch:
         steady, build = self.longest(self.began, begun), self.longest(begun, switch)
         switched = "no switch"
         if switch < self.run.ended:
-            wanted = max(2 * steady, 0.1)
-            switched = (
-                f"switch {self.longest(switch, time.monotonic()):.2f} s (wanted: {wanted:.2f})"
-            )
+            waited, wanted = self.longest(switch, time.monotonic()), max(2 * steady, 0.1)
+            switched = f"switch {waited:.2f} s (wanted: {wanted:.2f})"
         return (
             f"load: {name}: {len(self.samples)} requests sent, {len(self.lost)} lost; longest wait: "
             f"steady state {steady:.2f} s, build {build:.2f} s, {switched}"
@@ -208,12 +250,24 @@ class Site(Server):
         self.lock()
         self.push()
         self.run(f"git clone --quiet {REMOTE} {CHECKOUT}", user="ubuntu")
-        compose, env = (
-            PROJECT / "docker-compose.yml",
-            ENV.format(key=secrets.token_urlsafe(50), host=HOST),
-        )
-        self.put(f"{CHECKOUT}/docker-compose.yml", compose.read_text(), user="ubuntu")
+        compose = (PROJECT / "docker-compose.yml").read_text()
+        env = ENV.format(key=secrets.token_urlsafe(50), host=HOST)
+        self.put(f"{CHECKOUT}/docker-compose.yml", compose, user="ubuntu")
         self.put(f"{CHECKOUT}/.env", env, user="ubuntu", mode="0600")
+
+    def serve_in_place(
+        self,
+        folder: str = CHECKOUT,
+        gunicorn: str = f"{CHECKOUT}/.venv/bin/gunicorn",
+        install: str = INSTALL,
+    ) -> None:
+        """Have a gunicorn serve from where it is deployed to, as without deploy.py."""
+        self.run(install, user="ubuntu", cwd=CHECKOUT, timeout=300)
+        unit = UNIT.format(folder=folder, gunicorn=gunicorn)
+        self.put("/etc/systemd/system/gunicorn.service", unit)
+        self.put("/etc/nginx/sites-available/gforms", NGINX.format(folder=folder))
+        self.run(ENABLE)
+        self.await_page()
 
     # The author
 
@@ -303,11 +357,7 @@ class Site(Server):
         """Wait until the socket and the service are there, and the stand-by has gone."""
         states = ["systemctl", "is-active", *UNITS]
         rest = ["active", "active", "inactive"]
-        until(
-            "the stand-by has gone",
-            60,
-            lambda: self.run(states, check=False).stdout.split() == rest,
-        )
+        until("it rests", 60, lambda: self.run(states, check=False).stdout.split() == rest)
 
     def await_page(self) -> None:
         """Wait for the page, which needs the database."""
@@ -321,23 +371,15 @@ class Site(Server):
 
     def containers(self) -> list[str]:
         """Return when the containers of PostgreSQL and Redis were started."""
-        ask = [
-            "docker",
-            "inspect",
-            "--format",
-            "{{.Id}}{{.State.StartedAt}}",
-            "postgresql",
-            "redis",
-        ]
-        return self.run(ask).stdout.split()
+        ask = "docker inspect --format {{.Id}}{{.State.StartedAt}} postgresql redis"
+        return self.run(ask.split()).stdout.split()
 
     @contextlib.contextmanager
     def watched(self, *urls: str) -> Iterator[Watch]:
         """Ask for these all the while; at first nothing else happens."""
         with contextlib.ExitStack() as stack:
-            loads = {
-                url: stack.enter_context(self.load(url, connections=2, pause=0.1)) for url in urls
-            }
+            begin = functools.partial(self.load, connections=2, pause=0.1)
+            loads = {url: stack.enter_context(begin(url)) for url in urls}
             watch = Watch(time.monotonic(), loads)
             time.sleep(STEADY)
             yield watch
@@ -346,9 +388,7 @@ class Site(Server):
 def workflow_script(commit: str) -> str:
     """Return the shipped workflow's script, as ssh-action v1.0.3 sends it: after a line for each of its `envs`."""
     text = (PROJECT / ".github/workflows/deploy.yml").read_text()
-    found = re.search(
-        r"^ +envs: AWS_DEPLOY_PATH,DEPLOY_COMMIT\n +script: (.+)$", text, re.MULTILINE
-    )
+    found = re.search(r"(?m)^ +envs: AWS_DEPLOY_PATH,DEPLOY_COMMIT\n +script: (.+)$", text)
     assert found, "the workflow gives the action other variables or another script now"
     return f"export AWS_DEPLOY_PATH='{CHECKOUT}'\nexport DEPLOY_COMMIT='{commit}'\n{found[1]}"
 
@@ -385,9 +425,8 @@ class SiteCase(unittest.TestCase):
     def assert_live(self, run: Run, version: str) -> None:
         """See that a deployment made a version live, and said so."""
         self.assertEqual(run.status, 0, run.text)
-        self.assertRegex(
-            run.last, rf"^deploy   {self.site.current()} is live and healthy; it took [\d.]+ s"
-        )
+        said = rf"^deploy   {self.site.current()} is live and healthy; it took [\d.]+ s"
+        self.assertRegex(run.last, said)
         self.assertEqual(self.site.late(), f"{version} {version}", run.text)
 
     def assert_met(self, watch: Watch, *versions: str) -> None:
