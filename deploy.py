@@ -105,7 +105,7 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import accumulate, chain
 from pathlib import Path
@@ -164,11 +164,11 @@ def rollback(
     """Go back to the newest earlier revision, or to the release named."""
     with transaction(site, "rollback", wait) as run:
         run.work_on(site.releases.to_go_back_to(site.releases.without(of) if of else release))
-        if run.release.name == site.releases.live_name():
+        bad = site.releases.live_name()
+        if run.release.name == bad:
             check_health(site, run.release)
             say(f"{run.release.name} is live already")
             return OK
-        bad = site.releases.live_name()
         compare_schemas(run, reverse_migrations)
         run.step("restart")
         run.commit("live")
@@ -731,12 +731,12 @@ def secrets_in_url(text: str) -> set[str]:
 CONTROL = re.compile(r"\x1b\[[\d;?]*[A-Za-z]|[\x00-\x1f\x7f-\x9f\u2028\u2029]|##(?=\[)")
 
 
+@dataclass
 class Redactor:
     """Replaces secrets in all that is said, also as Python, JSON, a URL or a shell quotes them."""
 
-    def __init__(self) -> None:
-        self.forms: set[bytes] = set()
-        self.pattern = re.compile(rb"(?!)")
+    forms: set[bytes] = field(default_factory=set)
+    pattern: re.Pattern[bytes] = re.compile(rb"(?!)")
 
     def hide(self, secrets: Iterable[str]) -> None:
         """Replace these from now on, too."""
@@ -1062,12 +1062,12 @@ class Child:
             self.process.wait(GRACE)
 
 
+@dataclass
 class Commands:
     """Runs commands one after the other, with their output in the log and their time limited."""
 
-    def __init__(self, lock: Lock) -> None:
-        self.gentle = False  # whether the site goes before what they do
-        self.lock = lock  # they hold it, too: one that outlives a killed deployer keeps others away
+    lock: Lock  # they hold it, too: one that outlives a killed deployer keeps others away
+    gentle: bool = False  # whether the site goes before what they do
 
     def run(
         self,
@@ -1215,14 +1215,16 @@ owner_only = functools.partial(os.open, mode=0o600)  # opens a file for its owne
 Act = dict[str, Any]  # what was begun: its kind as `act`, and what its undo needs to know
 
 
+@dataclass
 class Journal:
     """Who runs, and what was begun and not committed: on disk before it happens."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.run: dict[str, Any] = {}  # command, by, since, started, pid, step, release, revision
-        self.begun: list[Act] = []
-        self.stuck: list[Act] = []  # what this run could not take back; the next one tries it again
+    path: Path
+    # command, by, since, started, pid, step, release, revision
+    run: dict[str, Any] = field(default_factory=dict)
+    begun: list[Act] = field(default_factory=list)
+    # what this run could not take back; the next one tries it again
+    stuck: list[Act] = field(default_factory=list)
 
     def load(self) -> None:
         """Read what a run left that was cut off; nothing of a file that is no journal."""
@@ -1358,11 +1360,11 @@ class Entry:
         return self.result in FAILURES
 
 
+@dataclass(frozen=True)
 class History:
     """What was run, a line each: the order of the lines counts, for a clock may be set back."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     def entries(self) -> list[Entry]:
         """The runs that there were, oldest first."""
@@ -1435,13 +1437,9 @@ class Releases:
     def open(self, folder: Path, revision: str = "") -> Release:
         """The release in a folder, as it is now."""
         project, environment = folder / self.project, dict(self.environment())
-        if folder.parent == self.folder and (project / ".venv").is_symlink():
+        if (project / ".venv").is_symlink():
             venv = str((project / ".venv").resolve())
-            environment |= {
-                "VIRTUAL_ENV": venv,
-                "DEPLOY_RELEASE": str(folder),
-                "PATH": f"{venv}/bin:{environment['PATH']}",
-            }
+            environment |= {"VIRTUAL_ENV": venv, "PATH": f"{venv}/bin:{environment['PATH']}"}
         known = revision or self.history.last(folder.name).revision
         return Release(folder, known, project, environment)
 
@@ -1623,7 +1621,7 @@ class Git:
             f"git -C {place} checkout {branch}",
         )
         require(
-            self.ask("merge-base", "--is-ancestor", "HEAD", revision) is not None,
+            self.holds(revision, "HEAD"),
             f"{branch} in {place} and {there} diverged: it has commits that {there} has not",
             f"when git log {there}..HEAD shows none that is needed: git reset --keep {there}",
         )
@@ -1693,24 +1691,20 @@ def ask(
     unix: Path | None = None,
 ) -> Reply:
     """Ask once, through no proxy and along no redirect; Failure says why there was no reply."""
-    replies: list[Reply | str] = []
-    ended = threading.Event()
+    answer: futures.Future[Reply] = futures.Future()
 
     def listen() -> None:
         try:
             with _send(url, headers, limit, data, unix) as reply:
-                replies.append((reply.status, reply.reason, reply.read(1 << 20)))
+                answer.set_result((reply.status, reply.reason, reply.read(1 << 20)))
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it
-            replies.append(str(getattr(error, "reason", None) or error))
-        ended.set()
+            answer.set_exception(Failure(str(getattr(error, "reason", None) or error)))
 
     # in time as a whole: urllib's own limit holds for each call of a socket alone
     threading.Thread(target=listen, daemon=True).start()
-    wait_until(lambda: ended.wait(0.01), limit)  # it is heard at once
-    reply = replies[0] if replies else f"nothing within {limit:g} s"
-    if isinstance(reply, str):
-        raise Failure(reply)
-    return reply
+    heard = wait_until(lambda: futures.wait([answer], 0.01).done, limit)  # at once
+    require(heard, f"nothing within {limit:g} s", "")
+    return answer.result()
 
 
 def _send(
@@ -1782,13 +1776,11 @@ class HealthCheck:
 # --------------------------------------------------------------------------- the project's Django
 
 # These functions run in the project's own Django and on its Python, which get their source on the
-# stdin of `manage.py shell`: each imports what it needs of Django.
+# stdin of `manage.py shell`, with DJANGO_IMPORTS above it; each imports what it needs of Django.
 
 
 def list_migrations(keeps_defaults: bool) -> None:
     """Print every migration that the project knows, and what its database is, as JSON."""
-    import json
-
     from django.core.management import call_command
     from django.db import connection
     from django.db.migrations.state import ProjectState
@@ -1802,22 +1794,21 @@ def list_migrations(keeps_defaults: bool) -> None:
     kept = keeps_defaults and connection.vendor == "postgresql"
     for each, applied in known:
         conflicts = _find_conflicts(each.operations, each.app_label, live, kept)
-        facts = {
-            "name": str(each),
-            "applied": applied,
-            "reversible": all(one.reversible for one in each.operations),
-            "atomic": each.atomic,
-            "replaces": [".".join(name) for name in each.replaces],
-            "incompatible": [] if applied else list(conflicts),
-        }
-        found.append(facts)
+        found.append(
+            {
+                "name": str(each),
+                "applied": applied,
+                "reversible": all(one.reversible for one in each.operations),
+                "atomic": each.atomic,
+                "replaces": [".".join(name) for name in each.replaces],
+                "incompatible": [] if applied else list(conflicts),
+            }
+        )
     print(json.dumps({"migrations": found, **_describe_database()}))
 
 
 def list_settings() -> None:
     """Print what the project's settings say of its static files, uploads and DEBUG, as JSON."""
-    import json
-
     from django.conf import settings
 
     names = ("STATIC_URL", "STATIC_ROOT", "MEDIA_ROOT", "DEBUG")
@@ -1899,15 +1890,12 @@ def _describe_database() -> dict[str, Any]:
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT format('%s %s', extract(epoch FROM pg_postmaster_start_time()), oid),"
-                " current_setting('lock_timeout')"
+                " current_setting('lock_timeout'),"
+                " ARRAY(SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid AND"
+                " indexrelid NOT IN (SELECT index_relid FROM pg_stat_progress_create_index))"
                 " FROM pg_database WHERE datname = current_database()"
             )
-            identity, lock_timeout = cursor.fetchone()
-            cursor.execute(
-                "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid AND"
-                " indexrelid NOT IN (SELECT index_relid FROM pg_stat_progress_create_index)"
-            )
-            invalid = [name for (name,) in cursor.fetchall()]
+            identity, lock_timeout, invalid = cursor.fetchone()
     return {
         "vendor": connection.vendor,
         "file": str(connection.settings_dict["NAME"]) if connection.vendor == "sqlite" else "",
@@ -1984,16 +1972,11 @@ def reverse_migrations(names: list[str], lock_timeout: int) -> None:
 
 def rehearse(words: list[str], database: str) -> None:
     """Run a command that migrates on another database; print how long it kept tables locked."""
-    import json
-    import threading
-    import time
-
     from django.db import connection
 
     connection.close()
     connection.settings_dict["NAME"] = database
-    first: dict[Any, float] = {}
-    last: dict[Any, float] = {}
+    seen: dict[Any, list[float]] = {}  # when each lock was
     over = threading.Event()
 
     def watch() -> None:
@@ -2008,8 +1991,7 @@ def rehearse(words: list[str], database: str) -> None:
                     " 'ExclusiveLock', 'ShareRowExclusiveLock', 'ShareLock')"
                 )
                 for lock in cursor.fetchall():
-                    first.setdefault(lock, time.monotonic())
-                    last[lock] = time.monotonic()
+                    seen.setdefault(lock, []).append(time.monotonic())
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -2018,11 +2000,12 @@ def rehearse(words: list[str], database: str) -> None:
     finally:
         over.set()
         watcher.join()
-    print(json.dumps([[table, last[table, by] - at] for (table, by), at in first.items()]))
+    print(json.dumps([[table, at[-1] - at[0]] for (table, _), at in seen.items()]))
 
 
+DJANGO_IMPORTS = "from __future__ import annotations\nimport json, threading, time\n"
 # read now: while this waits for the lock, another run may bring another version of this file
-IN_DJANGO = "from __future__ import annotations\n" + "\n\n".join(
+IN_DJANGO = DJANGO_IMPORTS + "\n\n".join(
     inspect.getsource(each)
     for each in (
         list_migrations,
@@ -2487,7 +2470,7 @@ def ask_commands(site: Site, lines: CommandLines, place: Release, timeout: float
 def ask_checks(site: Site) -> dict[str, Answer]:
     """What the [status] checks find, all at once: their last lines, and whether they ended well."""
     place, section = site.releases.live() or site.checkout, site.settings.status
-    with ThreadPoolExecutor(max(len(section.checks), 1)) as pool:
+    with futures.ThreadPoolExecutor(max(len(section.checks), 1)) as pool:
         answers = {
             name: pool.submit(ask_commands, site, lines, place, section.timeout)
             for name, lines in section.checks.items()
