@@ -135,9 +135,10 @@ def deploy(
     asked = os.environ.get("SSH_ORIGINAL_COMMAND", "")
     if at == "ssh" and (back := re.match("rollback (.+)", asked)):
         return rollback(site, freeze=False, wait=wait, of=back[1])  # another server failed
-    if if_changed and why_frozen(site):
+    why = why_frozen(site)
+    if why and if_changed:
         return FROZEN
-    check_thawed(site)
+    require(not why, f"deployments are frozen {why}", "python3 deploy.py thaw ends that", FROZEN)
     with transaction(site, "deploy", wait, asked=revision, hidden=if_changed) as run:
         run.at = at
         if if_changed and not has_changed(run):
@@ -1061,6 +1062,24 @@ class Child:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(GRACE)
 
+    def await_end(self, name: str, began: float, timeout: float) -> str:
+        """How it ended, when that was not well; it does not outlive this call."""
+        try:
+            while not self.ended(0.1):
+                Signals.check()
+                passed = time.monotonic() - began
+                if passed > timeout:
+                    return f"was ended after its time limit of {timeout:g} s"
+                if min(passed, time.monotonic() - console.last) > HEARTBEAT:
+                    log.info(f"still running after {passed:.0f} s: {name}")
+        finally:
+            if self.process.returncode is None:
+                self.end()
+                self.ended(1)  # its last words are among the last lines
+        status = self.process.returncode
+        ended = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
+        return ended if status else ""
+
 
 @dataclass
 class Commands:
@@ -1099,28 +1118,9 @@ class Commands:
         child = Child(argv, folder, environment, sinks, self.lock.inherited, stdin, stdout)
         if self.gentle:
             child.give_way()
-        if ended := self._await_end(child, argv[0], began, timeout):
+        if ended := child.await_end(argv[0], began, timeout):
             raise CommandFailed(argv, folder, ended, tuple(tail))
         return "\n".join(lines)
-
-    @staticmethod
-    def _await_end(child: Child, name: str, began: float, timeout: float) -> str:
-        """How a command ended, when that was not well; it does not outlive this call."""
-        try:
-            while not child.ended(0.1):
-                Signals.check()
-                passed = time.monotonic() - began
-                if passed > timeout:
-                    return f"was ended after its time limit of {timeout:g} s"
-                if min(passed, time.monotonic() - console.last) > HEARTBEAT:
-                    log.info(f"still running after {passed:.0f} s: {name}")
-        finally:
-            if child.process.returncode is None:
-                child.end()
-                child.ended(1)  # its last words are among the last lines
-        status = child.process.returncode
-        ended = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
-        return ended if status else ""
 
 
 def is_at_work(folder: Path, program: str = "") -> bool:
@@ -1152,14 +1152,14 @@ class Lock:
     """A flock on the checkout's .git: nobody removes that, and it is free once all have gone."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.handed_over, self.started = path, -1, ""
+        self.path, self.started = path, ""
         self.inherited: tuple[int, ...] = ()  # what commands inherit, so that they hold it, too
         # the version before this one, whose place it takes, left its lock and the time of its start
         found = re.fullmatch(r"(\d{1,9}) (\d{8}T\d{6}Z)", os.environ.pop("DEPLOY_RESUME", ""))
         with contextlib.suppress(OSError):
             if found and os.path.samestat(os.fstat(int(found[1])), path.stat()):
-                self.handed_over, self.started = int(found[1]), found[2]
-                os.set_inheritable(self.handed_over, False)
+                self.inherited, self.started = (int(found[1]),), found[2]
+                os.set_inheritable(int(found[1]), False)
 
     def hand_over(self, started: str) -> None:
         """Let the program that takes this one's place inherit the lock."""
@@ -1169,7 +1169,7 @@ class Lock:
     @contextlib.contextmanager
     def held(self, wait: float, journal: Journal) -> Iterator[None]:
         """Hold the lock, taken within so many seconds, or Failure; journal says who else has it."""
-        descriptor = self.handed_over if self.handed_over >= 0 else os.open(self.path, os.O_RDONLY)
+        descriptor = self.inherited[0] if self.inherited else os.open(self.path, os.O_RDONLY)
         try:
             # for a moment at least: whoever asks who holds it tries it, too
             taken = wait_until(lambda: _flocked(descriptor), 0.3)
@@ -1533,11 +1533,9 @@ class Git:
     @functools.cached_property
     def environment(self) -> Mapping[str, str]:
         """That of every git: its ssh asks nobody anything, and is the one that was chosen."""
-        ssh = self._base.get("GIT_SSH_COMMAND", "")  # git asks this one first, GIT_SSH last
-        if not ssh:
-            config = ["git", "config", "core.sshCommand"]
-            with contextlib.suppress(CommandFailed):  # it is not set
-                ssh = self.commands.run(config, self.checkout, self._base, 60, quiet=True)
+        self.environment = self._base  # that of the question itself, which ssh was chosen
+        # git asks this variable first, GIT_SSH last
+        ssh = self._base.get("GIT_SSH_COMMAND") or self.ask("config", "core.sshCommand")
         if not ssh and "GIT_SSH" in self._base:  # a program of their own may know no options
             return self._base
         ssh = f"{ssh or 'ssh'} -o BatchMode=yes -o ConnectTimeout=20"
@@ -1776,7 +1774,7 @@ class HealthCheck:
 # --------------------------------------------------------------------------- the project's Django
 
 # These functions run in the project's own Django and on its Python, which get their source on the
-# stdin of `manage.py shell`, with DJANGO_IMPORTS above it; each imports what it needs of Django.
+# stdin of `manage.py shell`, below what IN_DJANGO imports; each imports what it needs of Django.
 
 
 def list_migrations(keeps_defaults: bool) -> None:
@@ -2003,9 +2001,8 @@ def rehearse(words: list[str], database: str) -> None:
     print(json.dumps([[table, at[-1] - at[0]] for (table, _), at in seen.items()]))
 
 
-DJANGO_IMPORTS = "from __future__ import annotations\nimport json, threading, time\n"
 # read now: while this waits for the lock, another run may bring another version of this file
-IN_DJANGO = DJANGO_IMPORTS + "\n\n".join(
+IN_DJANGO = "from __future__ import annotations\nimport json, threading, time\n\n" + "\n\n".join(
     inspect.getsource(each)
     for each in (
         list_migrations,
@@ -2451,12 +2448,6 @@ def why_frozen(site: Site) -> str:
         freeze |= json.loads(site.frozen.read_text())
     over = freeze["until"] and freeze["until"] <= clock("%Y-%m-%d %H:%M")
     return "" if over else "since {since} by {by}: {reason}".format_map(freeze)
-
-
-def check_thawed(site: Site) -> None:
-    """Failure while deployments are frozen."""
-    why = why_frozen(site)
-    require(not why, f"deployments are frozen {why}", "python3 deploy.py thaw ends that", FROZEN)
 
 
 def ask_commands(site: Site, lines: CommandLines, place: Release, timeout: float) -> Answer:
