@@ -105,11 +105,12 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypeVar
+from unicodedata import east_asian_width
 from urllib.parse import quote, quote_plus, unquote
 
 SCRIPT, VERSION = Path(__file__).resolve(), "2.0"
@@ -135,9 +136,10 @@ def deploy(
     asked = os.environ.get("SSH_ORIGINAL_COMMAND", "")
     if at == "ssh" and (back := re.match("rollback (.+)", asked)):
         return rollback(site, freeze=False, wait=wait, of=back[1])  # another server failed
-    if if_changed and why_frozen(site):
+    why = why_frozen(site)
+    if why and if_changed:
         return FROZEN
-    check_thawed(site)
+    require(not why, f"deployments are frozen {why}", "python3 deploy.py thaw ends that", FROZEN)
     with transaction(site, "deploy", wait, asked=revision, hidden=if_changed) as run:
         run.at = at
         if if_changed and not has_changed(run):
@@ -164,11 +166,11 @@ def rollback(
     """Go back to the newest earlier revision, or to the release named."""
     with transaction(site, "rollback", wait) as run:
         run.work_on(site.releases.to_go_back_to(site.releases.without(of) if of else release))
-        if run.release.name == site.releases.live_name():
+        bad = site.releases.live_name()
+        if run.release.name == bad:
             check_health(site, run.release)
             say(f"{run.release.name} is live already")
             return OK
-        bad = site.releases.live_name()
         compare_schemas(run, reverse_migrations)
         run.step("restart")
         run.commit("live")
@@ -735,12 +737,12 @@ def secrets_in_url(text: str) -> set[str]:
 CONTROL = re.compile(r"\x1b\[[\d;?]*[A-Za-z]|[\x00-\x1f\x7f-\x9f\u2028\u2029]|##(?=\[)")
 
 
+@dataclass
 class Redactor:
     """Replaces secrets in all that is said, also as Python, JSON, a URL or a shell quotes them."""
 
-    def __init__(self) -> None:
-        self.forms: set[bytes] = set()
-        self.pattern = re.compile(rb"(?!)")
+    forms: set[bytes] = field(default_factory=set)
+    pattern: re.Pattern[bytes] = re.compile(rb"(?!)")
 
     def hide(self, secrets: Iterable[str]) -> None:
         """Replace these from now on, too."""
@@ -817,8 +819,6 @@ def clean(text: str) -> str:
 
 def fit(text: str, width: int) -> str:
     """The text cut to so many columns of a terminal."""
-    from unicodedata import east_asian_width
-
     ends = accumulate(2 if east_asian_width(letter) in "WF" else 1 for letter in text[: width + 1])
     kept = sum(end <= width for end in ends)
     return text if kept == len(text) else text[: max(kept - 1, 0)] + "…"
@@ -1067,13 +1067,31 @@ class Child:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(GRACE)
 
+    def await_end(self, name: str, began: float, timeout: float) -> str:
+        """How it ended, when that was not well; it does not outlive this call."""
+        try:
+            while not self.ended(0.1):
+                Signals.check()
+                passed = time.monotonic() - began
+                if passed > timeout:
+                    return f"was ended after its time limit of {timeout:g} s"
+                if min(passed, time.monotonic() - console.last) > HEARTBEAT:
+                    log.info(f"still running after {passed:.0f} s: {name}")
+        finally:
+            if self.process.returncode is None:
+                self.end()
+                self.ended(1)  # its last words are among the last lines
+        status = self.process.returncode
+        ended = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
+        return ended if status else ""
 
+
+@dataclass
 class Commands:
     """Runs commands one after the other, with their output in the log and their time limited."""
 
-    def __init__(self, lock: Lock) -> None:
-        self.gentle = False  # whether the site goes before what they do
-        self.lock = lock  # they hold it, too: one that outlives a killed deployer keeps others away
+    lock: Lock  # they hold it, too: one that outlives a killed deployer keeps others away
+    gentle: bool = False  # whether the site goes before what they do
 
     def run(
         self,
@@ -1105,28 +1123,9 @@ class Commands:
         child = Child(argv, folder, environment, sinks, self.lock.inherited, stdin, stdout)
         if self.gentle:
             child.give_way()
-        if ended := self._await_end(child, argv[0], began, timeout):
+        if ended := child.await_end(argv[0], began, timeout):
             raise CommandFailed(argv, folder, ended, tuple(tail))
         return "\n".join(lines)
-
-    @staticmethod
-    def _await_end(child: Child, name: str, began: float, timeout: float) -> str:
-        """How a command ended, when that was not well; it does not outlive this call."""
-        try:
-            while not child.ended(0.1):
-                Signals.check()
-                passed = time.monotonic() - began
-                if passed > timeout:
-                    return f"was ended after its time limit of {timeout:g} s"
-                if min(passed, time.monotonic() - console.last) > HEARTBEAT:
-                    log.info(f"still running after {passed:.0f} s: {name}")
-        finally:
-            if child.process.returncode is None:
-                child.end()
-                child.ended(1)  # its last words are among the last lines
-        status = child.process.returncode
-        ended = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
-        return ended if status else ""
 
 
 def is_at_work(folder: Path, program: str = "") -> bool:
@@ -1158,14 +1157,14 @@ class Lock:
     """A flock on the checkout's .git: nobody removes that, and it is free once all have gone."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.handed_over, self.started = path, -1, ""
+        self.path, self.started = path, ""
         self.inherited: tuple[int, ...] = ()  # what commands inherit, so that they hold it, too
         # the version before this one, whose place it takes, left its lock and the time of its start
         found = re.fullmatch(r"(\d{1,9}) (\d{8}T\d{6}Z)", os.environ.pop("DEPLOY_RESUME", ""))
         with contextlib.suppress(OSError):
             if found and os.path.samestat(os.fstat(int(found[1])), path.stat()):
-                self.handed_over, self.started = int(found[1]), found[2]
-                os.set_inheritable(self.handed_over, False)
+                self.inherited, self.started = (int(found[1]),), found[2]
+                os.set_inheritable(int(found[1]), False)
 
     def hand_over(self, started: str) -> None:
         """Let the program that takes this one's place inherit the lock."""
@@ -1175,7 +1174,7 @@ class Lock:
     @contextlib.contextmanager
     def held(self, wait: float, journal: Journal) -> Iterator[None]:
         """Hold the lock, taken within so many seconds, or Failure; journal says who else has it."""
-        descriptor = self.handed_over if self.handed_over >= 0 else os.open(self.path, os.O_RDONLY)
+        descriptor = self.inherited[0] if self.inherited else os.open(self.path, os.O_RDONLY)
         try:
             # for a moment at least: whoever asks who holds it tries it, too
             taken = wait_until(lambda: _flocked(descriptor), 0.3)
@@ -1221,14 +1220,16 @@ owner_only = functools.partial(os.open, mode=0o600)  # opens a file for its owne
 Act = dict[str, Any]  # what was begun: its kind as `act`, and what its undo needs to know
 
 
+@dataclass
 class Journal:
     """Who runs, and what was begun and not committed: on disk before it happens."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.run: dict[str, Any] = {}  # command, by, since, started, pid, step, release, revision
-        self.begun: list[Act] = []
-        self.stuck: list[Act] = []  # what this run could not take back; the next one tries it again
+    path: Path
+    # command, by, since, started, pid, step, release, revision
+    run: dict[str, Any] = field(default_factory=dict)
+    begun: list[Act] = field(default_factory=list)
+    # what this run could not take back; the next one tries it again
+    stuck: list[Act] = field(default_factory=list)
 
     def load(self) -> None:
         """Read what a run left that was cut off; nothing of a file that is no journal."""
@@ -1364,11 +1365,11 @@ class Entry:
         return self.result in FAILURES
 
 
+@dataclass(frozen=True)
 class History:
     """What was run, a line each: the order of the lines counts, for a clock may be set back."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     def entries(self) -> list[Entry]:
         """The runs that there were, oldest first."""
@@ -1441,13 +1442,9 @@ class Releases:
     def open(self, folder: Path, revision: str = "") -> Release:
         """The release in a folder, as it is now."""
         project, environment = folder / self.project, dict(self.environment())
-        if folder.parent == self.folder and (project / ".venv").is_symlink():
+        if (project / ".venv").is_symlink():
             venv = str((project / ".venv").resolve())
-            environment |= {
-                "VIRTUAL_ENV": venv,
-                "DEPLOY_RELEASE": str(folder),
-                "PATH": f"{venv}/bin:{environment['PATH']}",
-            }
+            environment |= {"VIRTUAL_ENV": venv, "PATH": f"{venv}/bin:{environment['PATH']}"}
         known = revision or self.history.last(folder.name).revision
         return Release(folder, known, project, environment)
 
@@ -1541,11 +1538,9 @@ class Git:
     @functools.cached_property
     def environment(self) -> Mapping[str, str]:
         """That of every git: its ssh asks nobody anything, and is the one that was chosen."""
-        ssh = self._base.get("GIT_SSH_COMMAND", "")  # git asks this one first, GIT_SSH last
-        if not ssh:
-            config = ["git", "config", "core.sshCommand"]
-            with contextlib.suppress(CommandFailed):  # it is not set
-                ssh = self.commands.run(config, self.checkout, self._base, 60, quiet=True)
+        self.environment = self._base  # that of the question itself, which ssh was chosen
+        # git asks this variable first, GIT_SSH last
+        ssh = self._base.get("GIT_SSH_COMMAND") or self.ask("config", "core.sshCommand")
         if not ssh and "GIT_SSH" in self._base:  # a program of their own may know no options
             return self._base
         ssh = f"{ssh or 'ssh'} -o BatchMode=yes -o ConnectTimeout=20"
@@ -1629,7 +1624,7 @@ class Git:
             f"git -C {place} checkout {branch}",
         )
         require(
-            self.ask("merge-base", "--is-ancestor", "HEAD", revision) is not None,
+            self.holds(revision, "HEAD"),
             f"{branch} in {place} and {there} diverged: it has commits that {there} has not",
             f"when git log {there}..HEAD shows none that is needed: git reset --keep {there}",
         )
@@ -1699,24 +1694,20 @@ def ask(
     unix: Path | None = None,
 ) -> Reply:
     """Ask once, through no proxy and along no redirect; Failure says why there was no reply."""
-    replies: list[Reply | str] = []
-    ended = threading.Event()
+    answer: futures.Future[Reply] = futures.Future()
 
     def listen() -> None:
         try:
             with _send(url, headers, limit, data, unix) as reply:
-                replies.append((reply.status, reply.reason, reply.read(1 << 20)))
+                answer.set_result((reply.status, reply.reason, reply.read(1 << 20)))
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it
-            replies.append(str(getattr(error, "reason", None) or error))
-        ended.set()
+            answer.set_exception(Failure(str(getattr(error, "reason", None) or error)))
 
     # in time as a whole: urllib's own limit holds for each call of a socket alone
     threading.Thread(target=listen, daemon=True).start()
-    wait_until(lambda: ended.wait(0.01), limit)  # it is heard at once
-    reply = replies[0] if replies else f"nothing within {limit:g} s"
-    if isinstance(reply, str):
-        raise Failure(reply)
-    return reply
+    heard = wait_until(lambda: futures.wait([answer], 0.01).done, limit)  # at once
+    require(heard, f"nothing within {limit:g} s", "")
+    return answer.result()
 
 
 def _send(
@@ -1788,13 +1779,11 @@ class HealthCheck:
 # --------------------------------------------------------------------------- the project's Django
 
 # These functions run in the project's own Django and on its Python, which get their source on the
-# stdin of `manage.py shell`: each imports what it needs of Django.
+# stdin of `manage.py shell`, below what IN_DJANGO imports; each imports what it needs of Django.
 
 
 def list_migrations(keeps_defaults: bool) -> None:
     """Print every migration that the project knows, and what its database is, as JSON."""
-    import json
-
     from django.core.management import call_command
     from django.db import connection
     from django.db.migrations.state import ProjectState
@@ -1808,22 +1797,21 @@ def list_migrations(keeps_defaults: bool) -> None:
     kept = keeps_defaults and connection.vendor == "postgresql"
     for each, applied in known:
         conflicts = _find_conflicts(each.operations, each.app_label, live, kept)
-        facts = {
-            "name": str(each),
-            "applied": applied,
-            "reversible": all(one.reversible for one in each.operations),
-            "atomic": each.atomic,
-            "replaces": [".".join(name) for name in each.replaces],
-            "incompatible": [] if applied else list(conflicts),
-        }
-        found.append(facts)
+        found.append(
+            {
+                "name": str(each),
+                "applied": applied,
+                "reversible": all(one.reversible for one in each.operations),
+                "atomic": each.atomic,
+                "replaces": [".".join(name) for name in each.replaces],
+                "incompatible": [] if applied else list(conflicts),
+            }
+        )
     print(json.dumps({"migrations": found, **_describe_database()}))
 
 
 def list_settings() -> None:
     """Print what the project's settings say of its static files, uploads and DEBUG, as JSON."""
-    import json
-
     from django.conf import settings
 
     names = ("STATIC_URL", "STATIC_ROOT", "MEDIA_ROOT", "DEBUG")
@@ -1905,15 +1893,12 @@ def _describe_database() -> dict[str, Any]:
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT format('%s %s', extract(epoch FROM pg_postmaster_start_time()), oid),"
-                " current_setting('lock_timeout')"
+                " current_setting('lock_timeout'),"
+                " ARRAY(SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid AND"
+                " indexrelid NOT IN (SELECT index_relid FROM pg_stat_progress_create_index))"
                 " FROM pg_database WHERE datname = current_database()"
             )
-            identity, lock_timeout = cursor.fetchone()
-            cursor.execute(
-                "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid AND"
-                " indexrelid NOT IN (SELECT index_relid FROM pg_stat_progress_create_index)"
-            )
-            invalid = [name for (name,) in cursor.fetchall()]
+            identity, lock_timeout, invalid = cursor.fetchone()
     return {
         "vendor": connection.vendor,
         "file": str(connection.settings_dict["NAME"]) if connection.vendor == "sqlite" else "",
@@ -1990,16 +1975,11 @@ def reverse_migrations(names: list[str], lock_timeout: int) -> None:
 
 def rehearse(words: list[str], database: str) -> None:
     """Run a command that migrates on another database; print how long it kept tables locked."""
-    import json
-    import threading
-    import time
-
     from django.db import connection
 
     connection.close()
     connection.settings_dict["NAME"] = database
-    first: dict[Any, float] = {}
-    last: dict[Any, float] = {}
+    seen: dict[Any, list[float]] = {}  # when each lock was
     over = threading.Event()
 
     def watch() -> None:
@@ -2014,8 +1994,7 @@ def rehearse(words: list[str], database: str) -> None:
                     " 'ExclusiveLock', 'ShareRowExclusiveLock', 'ShareLock')"
                 )
                 for lock in cursor.fetchall():
-                    first.setdefault(lock, time.monotonic())
-                    last[lock] = time.monotonic()
+                    seen.setdefault(lock, []).append(time.monotonic())
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -2024,11 +2003,11 @@ def rehearse(words: list[str], database: str) -> None:
     finally:
         over.set()
         watcher.join()
-    print(json.dumps([[table, last[table, by] - at] for (table, by), at in first.items()]))
+    print(json.dumps([[table, at[-1] - at[0]] for (table, _), at in seen.items()]))
 
 
 # read now: while this waits for the lock, another run may bring another version of this file
-IN_DJANGO = "from __future__ import annotations\n" + "\n\n".join(
+IN_DJANGO = "from __future__ import annotations\nimport json, threading, time\n\n" + "\n\n".join(
     inspect.getsource(each)
     for each in (
         list_migrations,
@@ -2472,12 +2451,6 @@ def why_frozen(site: Site) -> str:
     return "" if over else "since {since} by {by}: {reason}".format_map(freeze)
 
 
-def check_thawed(site: Site) -> None:
-    """Failure while deployments are frozen."""
-    why = why_frozen(site)
-    require(not why, f"deployments are frozen {why}", "python3 deploy.py thaw ends that", FROZEN)
-
-
 def ask_commands(site: Site, lines: CommandLines, place: Release, timeout: float) -> Answer:
     """Whether commands end well, and what they wrote, or the last of it and how they ended."""
     try:
@@ -2489,7 +2462,7 @@ def ask_commands(site: Site, lines: CommandLines, place: Release, timeout: float
 def ask_checks(site: Site) -> dict[str, Answer]:
     """What the [status] checks find, all at once: their last lines, and whether they ended well."""
     place, section = site.releases.live() or site.checkout, site.settings.status
-    with ThreadPoolExecutor(max(len(section.checks), 1)) as pool:
+    with futures.ThreadPoolExecutor(max(len(section.checks), 1)) as pool:
         answers = {
             name: pool.submit(ask_commands, site, lines, place, section.timeout)
             for name, lines in section.checks.items()
@@ -3353,7 +3326,7 @@ def collect_static(run: Run) -> None:
     """Step 5: collectstatic, into the candidate's own folder, where nginx finds it."""
     run.end_candidate()  # in another order of the steps, it has booted without its static files
     site, section = run.site, run.site.settings.static
-    with ThreadPoolExecutor() as pool:  # both of them wait for Django to start
+    with futures.ThreadPoolExecutor() as pool:  # both of them wait for Django to start
         told = pool.submit(site.database.ask_django, run.release, "list_settings")
         site.run(section.command, run.release, section.timeout)
     if site.settings.migrate.shell:

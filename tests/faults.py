@@ -82,9 +82,8 @@ class Stage(Play):
     synced = 0
     greeting = 0  # the signal that meets a new version when it begins
 
-    instant: tuple[int, float] | None = (
-        None  # a signal, and how many seconds after its start a run gets it
-    )
+    # a signal, and how many seconds after its start a run gets it
+    instant: tuple[int, float] | None = None
 
     def __init__(self) -> None:
         super().__init__()

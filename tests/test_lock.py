@@ -177,9 +177,7 @@ class LockTest(unittest.TestCase):
             lock.hand_over("20261124T100000Z")
             self.assertTrue(os.get_inheritable(lock.inherited[0]))
             there = deploy.Lock(self.folder)
-            self.assertEqual(
-                (there.handed_over, there.started), (lock.inherited[0], "20261124T100000Z")
-            )
+            self.assertEqual((there.inherited, there.started), (lock.inherited, "20261124T100000Z"))
             self.assertFalse(os.get_inheritable(lock.inherited[0]))
             self.assertNotIn("DEPLOY_RESUME", os.environ)
 
@@ -195,7 +193,7 @@ class LockTest(unittest.TestCase):
             ):
                 with self.subTest(text=text), mock.patch.dict(os.environ, DEPLOY_RESUME=text):
                     lock = deploy.Lock(self.folder)
-                    self.assertEqual((lock.handed_over, lock.started), (-1, ""))
+                    self.assertEqual((lock.inherited, lock.started), ((), ""))
 
 
 class JournalTest(unittest.TestCase):
