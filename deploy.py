@@ -426,7 +426,7 @@ class StaticSection(Step):
 class MigrateSection(Step):
     shell: CommandLines = _option(_command_lines, "python manage.py shell --verbosity 0")
     command: CommandLines = _option(_command_lines, "python manage.py migrate --noinput")
-    lock_timeout: float = _option(_duration, "2")
+    lock_timeout: float = _option(_duration, "0.5")
     incompatible: str = _option(matching("tell|refuse", "tell or refuse", str), "tell")
     rehearse: bool = _option(_yes_or_no, "no")
     reverse_on_failure: bool = _option(_yes_or_no, "no")
@@ -1948,13 +1948,23 @@ def _guard_schema_editor(lock_timeout: int) -> None:
             self.execute(f"{column} {self.quote_name(new.column)} SET DEFAULT %s", [default])
 
     if connection.vendor == "postgresql":
-        with connection.cursor() as cursor:  # what is cut off here goes on no longer there
-            cursor.execute(
-                "SELECT set_config(name, '2s', false) FROM pg_settings"
-                " WHERE name = 'client_connection_check_interval'"  # from PostgreSQL 14 on
-            )
+        _limit_session()
         editor.__enter__ = enter_limited
         editor.add_field, editor.alter_field = add_keeping_default, alter_with_default
+
+
+def _limit_session() -> None:
+    """What is cut off here ends there; and in a deadlock with a request, this is what gives way."""
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute(
+            # the one from PostgreSQL 14 on; the other is for a superuser to set
+            "SELECT set_config(name, limits.value, false) FROM pg_settings JOIN (VALUES"
+            " ('client_connection_check_interval', '2s'), ('deadlock_timeout', '100ms')"
+            ") AS limits (name, value) USING (name)"
+            " WHERE context <> 'superuser' OR current_setting('is_superuser') = 'on'"
+        )
 
 
 def migrate_in_django(words: list[str], lock_timeout: int) -> None:
@@ -2019,6 +2029,7 @@ IN_DJANGO = "from __future__ import annotations\nimport json, threading, time\n\
         _has_database_default,
         _describe_database,
         _guard_schema_editor,
+        _limit_session,
         migrate_in_django,
         reverse_migrations,
         rehearse,
@@ -2028,7 +2039,7 @@ IN_DJANGO = "from __future__ import annotations\nimport json, threading, time\n\
 
 # --------------------------------------------------------------------------------------- database
 
-_LOCK_TIMEOUT = re.compile(r"LockNotAvailable|lock (wait )?timeout", re.IGNORECASE)
+_LOCKED = re.compile(r"LockNotAvailable|lock (wait )?timeout|deadlock", re.IGNORECASE)
 _MAKE_ROOM = "make room, as df -h shows where, then try again"
 
 
@@ -2126,15 +2137,12 @@ class Database:
                 self._change(self._known(release), undo)
                 return
             except CommandFailed as error:
-                in_the_way = _LOCK_TIMEOUT.search("\n".join(error.details))
+                in_the_way = _LOCKED.search("\n".join(error.details))
                 if not in_the_way or time.monotonic() + rest > until:
                     raise
                 if not all(each.atomic for each in undo or self._left(release)[:1]):
                     raise  # a part of it is done
-            say(
-                f"another transaction held a lock for more than {section.lock_timeout:g} s; "
-                f"trying again in {rest:g} s"
-            )
+            say(f"a lock of another transaction was in the way; trying again in {rest:g} s")
             pause(rest)  # the requests that waited behind the migration have their turn
             rest = min(rest * 2, 30.0)
 

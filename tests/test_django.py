@@ -54,6 +54,7 @@ class Migration(migrations.Migration):
 # what `restore.sh which` asks
 IDENTITY = """select format('%s %s', extract(epoch from pg_postmaster_start_time()), oid)
     from pg_database where datname = current_database()"""
+DEADLOCK_TIMEOUT = "select setting::float / 1000 from pg_settings where name = 'deadlock_timeout'"
 HAS_OPEN = 'migrations.AddField("form", "open", models.BooleanField(default=True))'
 
 
@@ -301,6 +302,32 @@ class CutOff(DjangoTest):
         wait_for(lambda: self.sql(sleeping) == "0", "the database noticed")
 
 
+class Deadlock(DjangoTest):
+    """A migration of two tables, and a request that has locked them in the other order."""
+
+    def test_the_request_has_its_way(self) -> None:
+        public = 'migrations.AddField("response", "public", models.BooleanField(db_default=False))'
+        self.add(HAS_OPEN, 'migrations.RunSQL("select pg_sleep(0.5)")', public)
+        form, said = self.insert(), list[str]()
+        held = (
+            "select count(*) from pg_locks where granted and mode = 'AccessExclusiveLock'"
+            " and relation = '\"formsApp_form\"'::regclass"
+        )
+        migration = threading.Thread(target=lambda: said.append(self.migrate(fails=True)))
+        with self.transaction('lock table "formsApp_response" in row exclusive mode') as request:
+            migration.start()
+            wait_for(lambda: self.sql(held) == "1", "the migration has the first table")
+            answer, _ = request.communicate(
+                f"""select 'done' from "formsApp_form" where id = {form} for key share; commit;"""
+            )
+        migration.join()
+        self.assertEqual(answer.strip(), "done")
+        self.assertRegex(said[0], deploy._LOCKED)
+
+    def test_without_the_right_to_look_sooner_the_lock_timeout_ends_it_sooner(self) -> None:
+        self.assertLess(deploy.MigrateSection().lock_timeout, float(self.sql(DEADLOCK_TIMEOUT)))
+
+
 class Defaults(DjangoTest):
     """A column that is added keeps its default, because the release that is live does not name it."""
 
@@ -467,7 +494,7 @@ class Locks(DjangoTest):
         self.add(HAS_OPEN)
         self.assertEqual(self.listed(PGOPTIONS="-c lock_timeout=300ms")["lock_timeout"], "0")
         with self.transaction():
-            self.assertRegex(self.migrate(300, fails=True), deploy._LOCK_TIMEOUT)
+            self.assertRegex(self.migrate(300, fails=True), deploy._LOCKED)
 
     def test_without_such_options_it_is_what_was_asked_for(self) -> None:
         self.assertEqual(self.listed(PGOPTIONS="-c lock_timeout=300ms")["lock_timeout"], "300ms")
