@@ -90,7 +90,7 @@ elif command == "plan":
 elif command == "rehearse":
     if any("unrehearsed" in name for name in wanted):
         sys.exit("it cannot be applied to these data")
-    print(json.dumps([["table", 4.0], ["another", 1.0]]))
+    print(json.dumps([["table", 4.0], ["another", 0.1]]))
 elif command == "reverse":
     for name in reversed([name for name in wanted if name in undo and name in done]):
         done = [each for each in done if each not in (name, *replaces[name])]
