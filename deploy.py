@@ -3333,18 +3333,16 @@ def restore_services(site: Site, act: Act) -> str:
 def collect_static(run: Run) -> None:
     """Step 5: collectstatic, into the candidate's own folder, where nginx finds it."""
     run.end_candidate()  # in another order of the steps, it has booted without its static files
-    site, section = run.site, run.site.settings.static
-    with futures.ThreadPoolExecutor() as pool:  # both of them wait for Django to start
-        told = pool.submit(site.database.ask_django, run.release, "list_settings")
-        site.run(section.command, run.release, section.timeout)
-    if site.settings.migrate.shell:
-        _hold_to_nginx(run.release, *told.result())
+    section = run.site.settings.static
+    run.site.run(section.command, run.release, section.timeout)
+    if run.site.settings.migrate.shell:
+        _hold_to_nginx(run)
 
 
-def _hold_to_nginx(release: Release, url: str, *roots_and_debug: str) -> None:
+def _hold_to_nginx(run: Run) -> None:
     """Have static files and uploads where nginx/gforms.conf looks, or say what to write."""
-    folder, project, nginx = release.folder, release.project, "nginx/gforms.conf"
-    *roots, debug = roots_and_debug
+    folder, project, nginx = run.release.folder, run.release.project, "nginx/gforms.conf"
+    url, *roots, debug = run.site.database.ask_django(run.release, "list_settings")
     if debug:
         log.warning("Django's DEBUG is on: visitors see settings and source")
     static, media = places = [(project / root).resolve() for root in roots]
