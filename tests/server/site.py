@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.server.bench import HOST, PROJECT, Load, Sample, Server, longest, lost
+from tests.server.bench import HOST, PROJECT, Load, Sample, Server, longest, lost, require
 from tests.server.machine import MachineError, kill_group, until
 from tests.server.recipe import CACHE, CERTIFICATES
 
@@ -410,6 +410,15 @@ class SiteCase(unittest.TestCase):
     """A test case on a site that is asked by users while it is deployed."""
 
     site: Site
+
+    def boot_site(self) -> Site:
+        """Boot a server of this test's own, with a checkout that nothing was set up for."""
+        require()
+        self.site = site = Site()
+        self.addCleanup(site.close)
+        site.boot()
+        site.prepare()
+        return site
 
     @contextlib.contextmanager
     def under_load(self, name: str, *urls: str) -> Iterator[Watch]:

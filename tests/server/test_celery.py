@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 
-from tests.server.bench import SERVER_PAGE, require
+from tests.server.bench import SERVER_PAGE
 from tests.server.machine import until
-from tests.server.site import CHECKOUT, SETUP, Site, SiteCase, record
+from tests.server.site import CHECKOUT, SETUP, SiteCase, record
 
 # Beat sends its own version every second; the worker writes it down beside its own.
 CELERY = """\
@@ -49,11 +49,7 @@ class CeleryTest(SiteCase):
 
     def setUp(self) -> None:
         """Set up a site whose author has written a schedule, and the lines for it."""
-        require()
-        self.site = site = Site()
-        self.addCleanup(site.close)
-        site.boot()
-        site.prepare()
+        site = self.boot_site()
         celery = 'celery = {version = "*", extras = ["redis"]}'
         site.edit("Pipfile", "[packages]\n", f"[packages]\n{celery}\n")
         site.lock()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import unittest
 
-from tests.server.bench import require
-from tests.server.site import CHECKOUT, SETUP, WORKSPACE, Site, SiteCase, Watch, record
+from tests.server.site import CHECKOUT, SETUP, WORKSPACE, SiteCase, Watch, record
 
 # The files of the server with owner, mode and size, and what systemd has of the site.
 STATE = r"""
@@ -20,12 +19,7 @@ class TakeoverTest(SiteCase):
 
     def setUp(self) -> None:
         """Install as the original script's server is: in the checkout, which gunicorn itself runs in."""
-        require()
-        self.site = site = Site()
-        self.addCleanup(site.close)
-        site.boot()
-        site.prepare()
-        site.serve_in_place()
+        self.boot_site().serve_in_place()
 
     def test_takeover(self) -> None:
         """A set-up that fails at its end puts all back; the next one loses requests for a moment only."""
