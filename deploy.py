@@ -2487,8 +2487,14 @@ def ask_health(site: Site) -> Answer:
     return site.health.wait(0) if site.health else (True, "not asked: [health] url is empty")
 
 
-def check_health(site: Site, release: Release, workers: CommandLines = ()) -> None:
+def check_health(site: Site, release: Release) -> None:
     """Failure unless the site answers its health check, from this release, and all else is well."""
+    check_service(site, release)
+    check_status(site)
+
+
+def check_service(site: Site, release: Release) -> None:
+    """Failure unless the site answers its health check, and its service runs in this release."""
     if site.health:
         good, saw = site.health.wait(site.settings.health.deadline)
         require(good, f"the site is not healthy: {saw}", "mend it and push")
@@ -2502,7 +2508,10 @@ def check_health(site: Site, release: Release, workers: CommandLines = ()) -> No
             f"the service runs in {place}, not in {release.folder}",
             f"its unit must run in {site.releases.current}, as your own user",
         )
-    site.run(workers, release, 600)  # a check may ask how they are: not how the old ones were
+
+
+def check_status(site: Site) -> None:
+    """Failure unless the [status] checks find all well."""
     if _sick(site):
         pause(2)  # one that was only slow is asked once more
         bad = _sick(site)
@@ -3530,7 +3539,9 @@ def restart(run: Run) -> None:
     traffic.watch(bake, enough=200)
     del act["way_back"]
     site.run(section.command[1:], run.release, section.timeout)
-    check_health(site, run.release, section.after)
+    check_service(site, run.release)
+    site.run(section.after, run.release, 600)  # before it is asked how the workers are
+    check_status(site)
     traffic.watch(min(bake, 2))
     if traffic.old.times or traffic.new.times:
         say(f"the new release answered {traffic.new}; the one before {traffic.old}")
