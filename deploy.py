@@ -1782,7 +1782,9 @@ class HealthCheck:
 # stdin of `manage.py shell`, below what IN_DJANGO imports; each imports what it needs of Django.
 
 
-def list_migrations(keeps_defaults: bool) -> None:
+def list_migrations(
+    keeps_defaults: bool, commands: list[list[str]], lock_timeout: int, candidate: str
+) -> None:
     """Print every migration that the project knows, and what its database is, as JSON."""
     from django.core.management import call_command
     from django.db import connection
@@ -1807,7 +1809,27 @@ def list_migrations(keeps_defaults: bool) -> None:
                 "incompatible": [] if applied else list(conflicts),
             }
         )
-    print(json.dumps({"migrations": found, **_describe_database()}))
+    told = {"migrations": found, **_describe_database(), "settled": False}
+    if commands and all(each["applied"] for each in found):
+        told["settled"] = _settle(commands, lock_timeout, candidate)
+    print(json.dumps(told))
+
+
+def _settle(commands: list[list[str]], lock_timeout: int, candidate: str) -> bool:
+    """Whether a migration of nothing was done, which waits until the candidate has booted."""
+    import socket
+
+    until = time.monotonic() + 2
+    with socket.socket(socket.AF_UNIX) as probe:
+        while candidate and probe.connect_ex(candidate):
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
+    with contextlib.suppress(Exception, SystemExit):  # it is run by itself, then, and tells why
+        for words in commands:
+            migrate_in_django(words, lock_timeout)
+        return True
+    return False
 
 
 def list_settings() -> None:
@@ -2017,22 +2039,26 @@ def rehearse(words: list[str], database: str) -> None:
 
 
 # read now: while this waits for the lock, another run may bring another version of this file
-IN_DJANGO = "from __future__ import annotations\nimport json, threading, time\n\n" + "\n\n".join(
-    inspect.getsource(each)
-    for each in (
-        list_migrations,
-        list_settings,
-        _read_migrations,
-        _find_conflicts,
-        _judge_operation,
-        _needs_value,
-        _has_database_default,
-        _describe_database,
-        _guard_schema_editor,
-        _limit_session,
-        migrate_in_django,
-        reverse_migrations,
-        rehearse,
+IN_DJANGO = (
+    "from __future__ import annotations\nimport contextlib, json, threading, time\n\n"
+    + "\n\n".join(
+        inspect.getsource(each)
+        for each in (
+            list_migrations,
+            _settle,
+            list_settings,
+            _read_migrations,
+            _find_conflicts,
+            _judge_operation,
+            _needs_value,
+            _has_database_default,
+            _describe_database,
+            _guard_schema_editor,
+            _limit_session,
+            migrate_in_django,
+            reverse_migrations,
+            rehearse,
+        )
     )
 )
 
@@ -2070,6 +2096,7 @@ class Schema:
     lock_timeout: str
     invalid: list[str]  # indexes that were not built to their end
     others: list[str]  # the aliases of other databases with migrations
+    settled: bool = False  # nothing was left to apply, and [migrate] command has run for all that
 
 
 def all_names(migrations: Iterable[Migration]) -> set[str]:
@@ -2088,9 +2115,13 @@ class Database:
 
     site: Site
 
-    def look(self, release: Release) -> Schema:
-        """What a release's Django knows of the database, asked in the way in which it migrates."""
-        told = self.ask_django(self._limited(release), "list_migrations", self.guarded)
+    def look(self, release: Release, settle: bool = False) -> Schema:
+        """What a release's Django knows of the database; if told to, it settles it by the way."""
+        section, place = self.site.settings.migrate, self._limited(self._known(release))
+        commands = [list(argv[2:]) for argv in section.command if settle and self.guarded]
+        limit, proven = round(section.lock_timeout * 1000), self.site.settings.restart.candidate
+        behind = str(self.site.candidate_socket) if proven else ""
+        told = self.ask_django(place, "list_migrations", self.guarded, commands, limit, behind)
         told["migrations"] = [Migration(**each) for each in told["migrations"]]
         return Schema(**told)
 
@@ -2741,10 +2772,15 @@ class Candidate:
 
 def end_candidates(site: Site, _act: Act) -> None:
     """End every candidate, with SIGKILL: after SIGTERM one might remove the socket of the next."""
-    for process in holders(site.candidate_mark):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-    wait_until(lambda: not any(holders(site.candidate_mark)), GRACE)
+
+    def gone() -> bool:
+        found = list(holders(site.candidate_mark))
+        for process in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        return not found
+
+    wait_until(gone, GRACE)  # again and again: one that boots may just have forked
     for path in (site.candidate_socket, site.candidate_mark):
         path.unlink(missing_ok=True)
 
@@ -3383,7 +3419,7 @@ def migrate(run: Run) -> None:
     database, planned = run.site.database, []
     run.start_candidate()  # it boots while the migrations are listed
     if run.site.settings.migrate.shell:
-        schema = database.look(run.release)
+        schema = database.look(run.release, settle=True)
         _check_database(run.site, schema, run.release)
         planned = [each for each in schema.migrations if not each.applied]
         _tell_of_risks(run, schema, planned)
@@ -3391,7 +3427,8 @@ def migrate(run: Run) -> None:
             say("nothing to migrate")
             if run.candidate:
                 run.candidate.await_boot()
-            database.migrate(run.release)  # Django notes what is squashed, and tells the project
+            if not schema.settled:  # Django notes what is squashed, and tells the project
+                database.migrate(run.release)
             return
     say(f"to be applied: {list_names(planned) or 'unknown, because [migrate] shell is empty'}")
     change_schema(run, "migrate", run.release, planned=[each.name for each in planned])

@@ -8,6 +8,7 @@ command line goes before this.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import socket
@@ -48,6 +49,7 @@ def on_starting(_server: Any) -> None:
     from django.urls import get_resolver
 
     list(get_resolver().url_patterns)
+    gc.freeze()  # what is loaded stays shared by the workers: one that ends does not go through it
     os.environ.update(systemd_socket)  # gunicorn looks for it after this
 
 

@@ -56,13 +56,20 @@ PROJECT = Path(__file__).resolve().parent.parent
 Run = subprocess.CompletedProcess[str]
 
 MANAGE = """
-import json, os, sys
+import json, os, socket, sys, time
 lab, code = os.environ["LAB"], sys.stdin.read() if sys.argv[1] == "shell" else ""
 call = os.environ["CALL"] = code.strip().rpartition("\\n")[2]  # as in reverse_migrations(['app.0002_x'], 2000)
 names = {"list_migrations": "plan", "reverse_migrations": "reverse", "migrate_in_django": "migrate",
          "list_settings": "folders"}
 command = sys.argv[1] if not call else names.get(call.partition("(")[0], "rehearse")
 undo = call.split("'")[1::2]
+def booted(path):
+    with socket.socket(socket.AF_UNIX) as probe:
+        for _ in range(100):
+            if probe.connect_ex(path) == 0:
+                return True
+            time.sleep(0.02)
+    return False
 read = lambda path: open(path).read() if os.path.exists(path) else ""
 replaces = dict(each.partition("=")[::2] for each in read("migrations").split())
 replaces = {name: each.split(",") if each else [] for name, each in replaces.items()}
@@ -85,7 +92,13 @@ elif command == "plan":
     known = [{"name": name, "applied": name in done, "reversible": "fixed" not in name, "atomic": "plain" not in name,
               "replaces": replaces[name], "incompatible": ["Remove field x from y"] * ("remove" in name)}
              for name in wanted]
-    facts = {"vendor": "postgresql", "file": "", "identity": "", "lock_timeout": "2s", "invalid": [], "others": []}
+    settled = "[['migrate'" in call and all(each["applied"] for each in known) and booted(call.split("'")[-2])
+    if settled and os.path.exists(f"{lab}/bin/during-migrate"):
+        settled = not os.system("during-migrate")
+    if settled:
+        open(f"{lab}/database", "w").write("\\n".join(dict.fromkeys(done)))
+    facts = {"vendor": "postgresql", "file": "", "identity": "", "lock_timeout": "2s", "invalid": [], "others": [],
+             "settled": settled}
     print(json.dumps(facts | {"migrations": known} | json.loads(read(f"{lab}/facts") or "{}")))
 elif command == "rehearse":
     if any("unrehearsed" in name for name in wanted):

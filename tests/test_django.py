@@ -11,11 +11,12 @@ import os
 import pwd
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 import threading
 import unittest
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.lab import wait_for
 from tests.must_run import skip
 from tests.sandbox import DJANGO_OF_PYTHON_311, Missing, find_python, reserved_port
 
+MIGRATE = ["migrate", "--noinput"]
 SAMPLE = Path(__file__).parent / "sample"
 # The release that is live: it inserts rows all the while, each in a transaction of its own, and says how that went.
 WRITER = """
@@ -191,10 +193,19 @@ class DjangoTest(unittest.TestCase):
     def migrate(self, lock_timeout: int = 2000, **options: Any) -> str:
         return self.call(f"migrate_in_django(['migrate', '--noinput'], {lock_timeout})", **options)
 
-    def listed(self, keeps_defaults: bool = True, **options: Any) -> dict[str, Any]:
+    def listed(
+        self,
+        keeps_defaults: bool = True,
+        settle: Sequence[Sequence[str]] = (),
+        candidate: str = "",
+        **options: Any,
+    ) -> dict[str, Any]:
         """What Django tells: of the database, and of each migration of formsApp by its number."""
         told: dict[str, Any] = json.loads(
-            self.call(f"list_migrations({keeps_defaults})", **options).splitlines()[-1]
+            self.call(
+                f"list_migrations({keeps_defaults}, {[*map(list, settle)]}, 500, {candidate!r})",
+                **options,
+            ).splitlines()[-1]
         )
         known = {each["name"]: each for each in told.pop("migrations")}
         return told | {
@@ -564,6 +575,41 @@ class Facts(DjangoTest):
         self.migrate()
         rows = self.sql("select count(*) from django_migrations where name like '0001_squash%'")
         self.assertEqual(rows, "1", "a migration without anything to apply records it")
+
+    def squash(self) -> None:
+        self.add(HAS_OPEN)
+        self.migrate()
+        self.manage("squashmigrations", "formsApp", "0002", "--noinput")
+
+    def noted(self) -> str:
+        """How many squashed migrations Django has noted."""
+        return self.sql("select count(*) from django_migrations where name like '0001_squash%'")
+
+    def test_with_nothing_to_apply_it_is_settled_in_the_same_start(self) -> None:
+        self.squash()
+        self.assertFalse(self.listed()["settled"])
+        self.assertEqual(self.noted(), "0", "who only looks changes nothing")
+        self.assertTrue(self.listed(settle=[MIGRATE])["settled"])
+        self.assertEqual(self.noted(), "1")
+
+    def test_but_not_before_the_candidate_has_booted(self) -> None:
+        self.squash()
+        path = str(self.folder / "candidate.sock")
+        self.assertFalse(self.listed(settle=[MIGRATE], candidate=path)["settled"])
+        self.assertEqual(self.noted(), "0")
+        with socket.socket(socket.AF_UNIX) as candidate:
+            candidate.bind(path)
+            candidate.listen()
+            self.assertTrue(self.listed(settle=[MIGRATE], candidate=path)["settled"])
+
+    def test_nor_where_something_is_to_be_applied(self) -> None:
+        self.add(HAS_OPEN)
+        told = self.listed(settle=[MIGRATE])
+        self.assertEqual((told["settled"], told["0002"]["applied"]), (False, False))
+
+    def test_what_fails_then_is_only_said_not_to_be_settled(self) -> None:
+        for command in (["migrate", "--no-such-option"], ["no_such_command"]):
+            self.assertFalse(self.listed(settle=[MIGRATE, command])["settled"])
 
     def test_what_cannot_be_reversed(self) -> None:
         self.add('migrations.RunSQL("select 1")')

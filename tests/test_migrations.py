@@ -79,6 +79,16 @@ class Said(MigrationTest):
         self.assertTrue((self.lab.root / "ran").exists())
         self.assert_no_backup()
 
+    def test_which_takes_no_start_of_its_own_unless_it_fails(self) -> None:
+        def starts(text: str) -> int:
+            self.lab.push({"app": text})
+            self.assert_deployed(self.lab.deploy(), text)
+            return self.lab.log().count("$ python manage.py shell")
+
+        usual = starts("two")
+        self.lab.script("during-migrate", 'mkdir "$LAB/failed-once" || exit 0; exit 1')
+        self.assertEqual(starts("three"), usual + 1)
+
     def test_then_too_not_before_the_candidate_has_booted(self) -> None:
         self.lab.script("during-migrate", 'touch "$LAB/ran"')
         self.lab.push({"boot": "broken"})
