@@ -561,6 +561,11 @@ class Settings:
         steps = (self.install, self.services, self.static, self.migrate, self.restart)
         return [argv for step in steps for argv in step.command]
 
+    def inside_shell(self, command: CommandLines) -> list[list[str]]:
+        """What manage.py gets of commands that can all run in [migrate] shell, or nothing."""
+        ours = all(argv[:2] == ("python", "manage.py") for argv in command)
+        return [[*argv[2:]] for argv in command if ours and self.migrate.shell]
+
 
 SECTIONS: dict[str, Any] = {each.name: each.default_factory for each in fields(Settings)}
 
@@ -1812,7 +1817,7 @@ def list_migrations(
     told = {"migrations": found, **_describe_database(), "settled": False}
     if commands and all(each["applied"] for each in found):
         told["settled"] = _settle(commands, lock_timeout, candidate)
-    print(json.dumps(told))
+    print("\n" + json.dumps(told))  # a command may have left its last line open
 
 
 def _settle(commands: list[list[str]], lock_timeout: int, candidate: str) -> bool:
@@ -1832,12 +1837,15 @@ def _settle(commands: list[list[str]], lock_timeout: int, candidate: str) -> boo
     return False
 
 
-def list_settings() -> None:
-    """Print what the project's settings say of its static files, uploads and DEBUG, as JSON."""
+def list_settings(commands: list[list[str]]) -> None:
+    """Run commands; print what settings say of static files, uploads and DEBUG, as JSON."""
     from django.conf import settings
+    from django.core.management import execute_from_command_line
 
+    for words in commands:
+        execute_from_command_line(["manage.py", *words])
     names = ("STATIC_URL", "STATIC_ROOT", "MEDIA_ROOT", "DEBUG")
-    print(json.dumps([str(getattr(settings, name) or "") for name in names]))
+    print("\n" + json.dumps([str(getattr(settings, name) or "") for name in names]))
 
 
 def _read_migrations() -> tuple[Any, list[tuple[Any, bool]]]:
@@ -2115,20 +2123,22 @@ class Database:
 
     site: Site
 
-    def look(self, release: Release, settle: bool = False) -> Schema:
-        """What a release's Django knows of the database; if told to, it settles it by the way."""
-        section, place = self.site.settings.migrate, self._limited(self._known(release))
-        commands = [list(argv[2:]) for argv in section.command if settle and self.guarded]
-        limit, proven = round(section.lock_timeout * 1000), self.site.settings.restart.candidate
-        behind = str(self.site.candidate_socket) if proven else ""
+    def look(self, release: Release, commands: Sequence[list[str]] = ()) -> Schema:
+        """What a release's Django knows of the database; these run if nothing is left to apply."""
+        settings, place = self.site.settings, self._limited(self._known(release))
+        limit = round(settings.migrate.lock_timeout * 1000)
+        behind = str(self.site.candidate_socket) if settings.restart.candidate else ""
         told = self.ask_django(place, "list_migrations", self.guarded, commands, limit, behind)
         told["migrations"] = [Migration(**each) for each in told["migrations"]]
         return Schema(**told)
 
-    def ask_django(self, release: Release, function: str, *arguments: object) -> Any:
+    def ask_django(
+        self, release: Release, function: str, *arguments: object, timeout: float = 0
+    ) -> Any:
         """What a function prints as JSON, in its last line, in a release's own Django."""
         try:
-            return json.loads(self._in_django(release, function, *arguments).splitlines()[-1])
+            said = self._in_django(release, function, *arguments, timeout=timeout)
+            return json.loads(said.splitlines()[-1])
         except (ValueError, IndexError):
             raise Failure(
                 "[migrate] shell did not answer in JSON",
@@ -2138,9 +2148,7 @@ class Database:
     @property
     def guarded(self) -> bool:
         """Whether [migrate] command can run where Django's schema editor is guarded."""
-        section = self.site.settings.migrate
-        ours = all(argv[:2] == ("python", "manage.py") for argv in section.command)
-        return ours and bool(section.shell)
+        return bool(self.site.settings.inside_shell(self.site.settings.migrate.command))
 
     def _limited(self, release: Release) -> Release:
         """The release with a lock timeout for any other command; only PostgreSQL reads it."""
@@ -2151,13 +2159,18 @@ class Database:
         return release.plus({"PGOPTIONS": f"{options} {limit}".strip()})
 
     def _in_django(
-        self, release: Release, function: str, *arguments: object, quiet: bool = True
+        self,
+        release: Release,
+        function: str,
+        *arguments: object,
+        quiet: bool = True,
+        timeout: float = 0,
     ) -> str:
         section = self.site.settings.migrate
         with tempfile.TemporaryFile() as file:  # it would pass over a pipe that is empty yet
             file.write(f"{IN_DJANGO}\n{function}{arguments}\n".encode())
             file.seek(0)
-            return self.site.run(section.shell, release, section.timeout, quiet, file)
+            return self.site.run(section.shell, release, timeout or section.timeout, quiet, file)
 
     def migrate(self, release: Release, undo: Sequence[Migration] = ()) -> None:
         """Apply what the database lacks, or undo these; again, while only a lock is in the way."""
@@ -3378,16 +3391,22 @@ def restore_services(site: Site, act: Act) -> str:
 def collect_static(run: Run) -> None:
     """Step 5: collectstatic, into the candidate's own folder, where nginx finds it."""
     run.end_candidate()  # in another order of the steps, it has booted without its static files
-    section = run.site.settings.static
-    run.site.run(section.command, run.release, section.timeout)
+    section, database = run.site.settings.static, run.site.database
+    ask = functools.partial(database.ask_django, run.release, "list_settings")
+    commands = run.site.settings.inside_shell(section.command)
+    told: list[Any] = []
+    with contextlib.suppress(CommandFailed):  # it is run by itself, then, and tells why
+        told = ask(commands, timeout=section.timeout) if commands else []
+    if not told:
+        run.site.run(section.command, run.release, section.timeout)
     if run.site.settings.migrate.shell:
-        _hold_to_nginx(run)
+        _hold_to_nginx(run, *(told or ask([])))
 
 
-def _hold_to_nginx(run: Run) -> None:
+def _hold_to_nginx(run: Run, url: str, static_root: str, media_root: str, debug: str) -> None:
     """Have static files and uploads where nginx/gforms.conf looks, or say what to write."""
     folder, project, nginx = run.release.folder, run.release.project, "nginx/gforms.conf"
-    url, *roots, debug = run.site.database.ask_django(run.release, "list_settings")
+    roots = (static_root, media_root)
     if debug:
         log.warning("Django's DEBUG is on: visitors see settings and source")
     static, media = places = [(project / root).resolve() for root in roots]
@@ -3408,7 +3427,7 @@ def _hold_to_nginx(run: Run) -> None:
         "write STATIC_ROOT = BASE_DIR / 'staticfiles' in Django's settings and push",
     )
     require(
-        not roots[1] or not (media.is_relative_to(folder) or folder.is_relative_to(media)),
+        not media_root or not (media.is_relative_to(folder) or folder.is_relative_to(media)),
         f"MEDIA_ROOT is {media}: what is uploaded there would end with its release",
         f"write {os.path.relpath(media, folder)}/ into [deploy] shared and push",
     )
@@ -3416,10 +3435,10 @@ def _hold_to_nginx(run: Run) -> None:
 
 def migrate(run: Run) -> None:
     """Step 6: if a migration is planned, back the database up and migrate."""
-    database, planned = run.site.database, []
+    database, planned, settings = run.site.database, [], run.site.settings
     run.start_candidate()  # it boots while the migrations are listed
-    if run.site.settings.migrate.shell:
-        schema = database.look(run.release, settle=True)
+    if settings.migrate.shell:
+        schema = database.look(run.release, settings.inside_shell(settings.migrate.command))
         _check_database(run.site, schema, run.release)
         planned = [each for each in schema.migrations if not each.applied]
         _tell_of_risks(run, schema, planned)

@@ -76,13 +76,16 @@ replaces = {name: each.split(",") if each else [] for name, each in replaces.ite
 wanted, recorded = list(replaces), read(f"{lab}/database").split()
 done = recorded + [name for name in wanted if replaces[name] and name not in recorded
                    and set(replaces[name]) <= set(recorded)]
-if os.path.exists(f"{lab}/bin/during-{command}"):
-    os.system(f"during-{command}") and sys.exit(f"{command} cannot be done")
-if command == "collectstatic":
+during = "collectstatic" if "collectstatic" in call else command
+if os.path.exists(f"{lab}/bin/during-{during}"):
+    os.system(f"during-{during}") and sys.exit(f"{during} cannot be done")
+if command == "collectstatic" or "collectstatic" in call:
     if read("static").strip() == "broken":
         sys.exit("the static files are broken")
     os.mkdir("staticfiles")
     open("staticfiles/style.css", "w").write(read("app"))
+if command == "collectstatic":
+    pass
 elif command == "folders":
     told = json.loads(read("folders") or json.dumps(["/static/", os.path.abspath("staticfiles"), ""]))
     print(json.dumps([*told, read("debug").strip()]))

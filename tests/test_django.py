@@ -611,6 +611,15 @@ class Facts(DjangoTest):
         for command in (["migrate", "--no-such-option"], ["no_such_command"]):
             self.assertFalse(self.listed(settle=[MIGRATE, command])["settled"])
 
+    def test_settings_after_commands_whatever_these_say(self) -> None:
+        speak = ["shell", "--verbosity", "0", "--command", "print('collected', end='')"]
+        said = self.call(f"list_settings([{speak}])")
+        self.assertIn("collected", said)
+        url, static_root, _, debug = json.loads(said.splitlines()[-1])
+        root = str(self.folder / "staticfiles")
+        self.assertEqual((url, static_root, debug), ("/static/", root, ""))
+        self.call("list_settings([['no_such_command']])", fails=True)
+
     def test_what_cannot_be_reversed(self) -> None:
         self.add('migrations.RunSQL("select 1")')
         self.assertFalse(self.listed()["0002"]["reversible"])

@@ -474,6 +474,33 @@ class ChildTest(RunningTest):
         self.assertEqual(child.process.returncode, -signal.SIGTERM)
 
 
+class CandidatesTest(unittest.TestCase):
+    def test_one_that_has_forked_while_it_was_ended(self) -> None:
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            mark, look = Path(folder) / "candidate", deploy.holders
+            site = mock.Mock(candidate_mark=mark, candidate_socket=Path(folder) / "socket")
+
+            started: list[subprocess.Popen[bytes]] = []
+
+            def start() -> None:
+                with mark.open("w") as file:
+                    started.append(subprocess.Popen(["sleep", "60"], pass_fds=(file.fileno(),)))
+                stack.callback(started[-1].wait)
+                stack.callback(started[-1].kill)
+
+            def look_and_fork(file: Path) -> list[int]:
+                found = list(look(file))
+                if len(started) == 1:
+                    start()
+                return found
+
+            start()
+
+            with mock.patch("deploy.holders", look_and_fork), mock.patch("deploy.GRACE", 2.0):
+                deploy.end_candidates(site, {})
+            self.assertEqual([each.wait(5) for each in started], [-signal.SIGKILL] * 2)
+
+
 class LostReaderTest(RunningTest):
     def test_a_reader_that_hung_up_is_no_error_and_the_log_goes_on(self) -> None:
         code = (

@@ -47,6 +47,22 @@ class Folders(LabTest):
             found = self.lab.workspace / "current" / "media"
             self.assertEqual(found.resolve(), self.lab.checkout / folder)
 
+    def test_static_takes_one_start_of_django_unless_it_fails_there(self) -> None:
+        for fails, starts in ((False, 1), (True, 3)):
+            with self.subTest(fails=fails):
+                if fails:
+                    once = 'mkdir "$LAB/failed" 2>/dev/null && exit 1; exit 0'
+                    self.lab.script("during-collectstatic", once)
+                self.lab.push({"app": f"failing: {fails}"})
+                self.assert_deployed(self.lab.deploy(), f"failing: {fails}")
+                said = [line for line in self.lab.log().splitlines() if " static " in line]
+                self.assertEqual(sum("$ python manage.py" in line for line in said), starts)
+
+    def test_static_by_another_program(self) -> None:
+        self.lab.setting("static", "command", "sh -c 'mkdir staticfiles; touch staticfiles/made'")
+        self.assert_deployed(self.lab.deploy(), "one")
+        self.assertTrue((self.lab.workspace / "current/staticfiles/made").exists())
+
 
 class Gentle(LabTest):
     """What builds a release gives way to the site; what the site waits for does not."""
@@ -228,6 +244,13 @@ class BeforeTheSwitch(LabTest):
             run, "static", "`python manage.py collectstatic --noinput` ended with status 1"
         )
         self.assertIn("| the static files are broken", run.stdout)
+
+    def test_static_past_its_time_limit(self) -> None:
+        self.lab.setting("static", "timeout", "0.3")
+        self.lab.script("during-collectstatic", "block static")
+        self.assert_failed(
+            self.lab.deploy(), "collectstatic --noinput` was ended after its time limit of 0.3 s"
+        )
 
     def test_static_files_that_nginx_does_not_find(self) -> None:
         nginx = "location ^~ /static/ {"

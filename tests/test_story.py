@@ -97,7 +97,7 @@ class Played(deploy.Commands):
         play = getattr(self, f"play_{name.replace('-', '_')}", None)
         if name == "dump":
             os.write(stdout, b"the whole database")
-        if name == "shell" and os.pread(stdin, 1 << 20, 0).endswith(b"\nlist_settings()\n"):
+        if name == "shell" and b"\nlist_settings(" in os.pread(stdin, 1 << 20, 0)[-60:]:
             return '["", "", "", ""]'
         return str(play(words, folder) or "") if play else ""
 
