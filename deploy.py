@@ -3395,8 +3395,10 @@ def collect_static(run: Run) -> None:
     ask = functools.partial(database.ask_django, run.release, "list_settings")
     commands = run.site.settings.inside_shell(section.command)
     told: list[Any] = []
-    with contextlib.suppress(CommandFailed):  # it is run by itself, then, and tells why
-        told = ask(commands, timeout=section.timeout) if commands else []
+    if commands:
+        log.info(f"$ {'; '.join(map(shlex.join, section.command))}")
+        with contextlib.suppress(CommandFailed):  # it is run by itself, then, and tells why
+            told = ask(commands, timeout=section.timeout)
     if not told:
         run.site.run(section.command, run.release, section.timeout)
     if run.site.settings.migrate.shell:

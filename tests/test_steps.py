@@ -48,7 +48,7 @@ class Folders(LabTest):
             self.assertEqual(found.resolve(), self.lab.checkout / folder)
 
     def test_static_takes_one_start_of_django_unless_it_fails_there(self) -> None:
-        for fails, starts in ((False, 1), (True, 3)):
+        for fails, starts in ((False, 2), (True, 4)):
             with self.subTest(fails=fails):
                 if fails:
                     once = 'mkdir "$LAB/failed" 2>/dev/null && exit 1; exit 0'
@@ -57,6 +57,7 @@ class Folders(LabTest):
                 self.assert_deployed(self.lab.deploy(), f"failing: {fails}")
                 said = [line for line in self.lab.log().splitlines() if " static " in line]
                 self.assertEqual(sum("$ python manage.py" in line for line in said), starts)
+                self.assertIn("static   $ python manage.py collectstatic --noinput", said[0])
 
     def test_static_by_another_program(self) -> None:
         self.lab.setting("static", "command", "sh -c 'mkdir staticfiles; touch staticfiles/made'")
