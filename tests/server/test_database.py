@@ -463,9 +463,8 @@ class KillTest(DatabaseCase):
         saved, live = set(re.findall(rf"{self.name}-\d+", before)), self.rows()
         self.assertEqual(writer.accepted - saved - live, set())
         self.assertTrue(writer.accepted - saved and writer.accepted - live)
-        # a session that is in the middle of a request when its time is up takes that one with it; their time is
-        # up three times: when writes stop, in the exchange, and when they go on
-        self.assertLessEqual(len(watch.lost), 3)
+        # a session that is in the middle of a request when its time is up takes that one with it
+        self.assertLessEqual(len(watch.lost), 1)
         record(
             f"{self.name}: {len(writer.accepted)} rows accepted, none lost, longest pause {writer.gap:.1f} s; "
             f"{len(watch.lost)} of {len(watch.samples)} readers were not answered"
