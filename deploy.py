@@ -2127,8 +2127,8 @@ class Database:
         """What a release's Django knows of the database; these run if nothing is left to apply."""
         settings, place = self.site.settings, self._limited(self._known(release))
         limit = round(settings.migrate.lock_timeout * 1000)
-        behind = str(self.site.candidate_socket) if settings.restart.candidate else ""
-        told = self.ask_django(place, "list_migrations", self.guarded, commands, limit, behind)
+        path = str(self.site.candidate_socket) if settings.restart.candidate else ""
+        told = self.ask_django(place, "list_migrations", bool(self.guarded), commands, limit, path)
         told["migrations"] = [Migration(**each) for each in told["migrations"]]
         return Schema(**told)
 
@@ -2146,9 +2146,9 @@ class Database:
             ) from None
 
     @property
-    def guarded(self) -> bool:
-        """Whether [migrate] command can run where Django's schema editor is guarded."""
-        return bool(self.site.settings.inside_shell(self.site.settings.migrate.command))
+    def guarded(self) -> list[list[str]]:
+        """[migrate] command, if it can run where Django's schema editor is guarded, or nothing."""
+        return self.site.settings.inside_shell(self.site.settings.migrate.command)
 
     def _limited(self, release: Release) -> Release:
         """The release with a lock timeout for any other command; only PostgreSQL reads it."""
@@ -2200,8 +2200,8 @@ class Database:
         if undo:
             self._in_django(release, "reverse_migrations", names, limit, quiet=False)
         elif self.guarded:
-            for argv in section.command:
-                self._in_django(release, "migrate_in_django", list(argv[2:]), limit, quiet=False)
+            for words in self.guarded:
+                self._in_django(release, "migrate_in_django", words, limit, quiet=False)
         else:
             atomic = all(each.atomic for each in self._left(release))
             place = self._limited(release) if atomic else release
@@ -2220,10 +2220,10 @@ class Database:
         with self.site.journal.doing("restore", database=name, frozen=False):
             with open(backup, "rb") as dump:
                 self.restore("load", name, dump)
-            for argv in section.command:
+            for words in self.guarded:
                 began = time.monotonic()
                 try:
-                    locks = self.ask_django(release, "rehearse", list(argv[2:]), name)
+                    locks = self.ask_django(release, "rehearse", words, name)
                 except CommandFailed as error:
                     error.add_note("that was the rehearsal; the database was not touched")
                     raise
@@ -3437,10 +3437,10 @@ def _hold_to_nginx(run: Run, url: str, static_root: str, media_root: str, debug:
 
 def migrate(run: Run) -> None:
     """Step 6: if a migration is planned, back the database up and migrate."""
-    database, planned, settings = run.site.database, [], run.site.settings
+    database, planned = run.site.database, []
     run.start_candidate()  # it boots while the migrations are listed
-    if settings.migrate.shell:
-        schema = database.look(run.release, settings.inside_shell(settings.migrate.command))
+    if run.site.settings.migrate.shell:
+        schema = database.look(run.release, database.guarded)
         _check_database(run.site, schema, run.release)
         planned = [each for each in schema.migrations if not each.applied]
         _tell_of_risks(run, schema, planned)
