@@ -86,6 +86,7 @@ import difflib
 import errno
 import fcntl
 import functools
+import glob
 import grp
 import hashlib
 import inspect
@@ -1147,12 +1148,11 @@ def is_at_work(folder: Path, program: str = "") -> bool:
 
 def holders(file: Path) -> Iterator[int]:
     """The numbers of the processes that have a file open."""
-    for process in Path("/proc").glob("[0-9]*"):  # none where there is no /proc
-        with contextlib.suppress(OSError):
-            if process.name != str(os.getpid()) and any(
-                os.readlink(each) == str(file) for each in (process / "fd").iterdir()
-            ):
-                yield int(process.name)
+    for opened in glob.iglob("/proc/[0-9]*/fd/*"):  # none where there is no /proc
+        process = int(opened.split("/")[2])
+        with contextlib.suppress(OSError):  # this one was closed just now: the next may be it
+            if os.readlink(opened) == str(file) and process != os.getpid():
+                yield process
 
 
 # ------------------------------------------------------------------------------- lock and journal

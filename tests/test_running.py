@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import signal
@@ -475,6 +476,23 @@ class ChildTest(RunningTest):
 
 
 class CandidatesTest(unittest.TestCase):
+    def test_one_that_opens_and_closes_files_is_seen_whenever_one_looks(self) -> None:
+        busy = "import os\nprint(flush=True)\nwhile True:\n    os.close(os.open('/', os.O_RDONLY))"
+        with tempfile.NamedTemporaryFile() as mark:
+            last = fcntl.fcntl(mark.fileno(), fcntl.F_DUPFD, 50)  # looked at after those
+            self.addCleanup(os.close, last)
+            process = subprocess.Popen(
+                [sys.executable, "-c", busy], pass_fds=(last,), stdout=subprocess.PIPE
+            )
+            with process:
+                self.addCleanup(process.kill)
+                assert process.stdout
+                process.stdout.readline()
+                path = Path(mark.name).resolve()
+                seen = [list(deploy.holders(path)) for _ in range(200)]
+                process.kill()
+        self.assertEqual(seen, [[process.pid]] * 200)
+
     def test_one_that_has_forked_while_it_was_ended(self) -> None:
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
             mark, look = Path(folder) / "candidate", deploy.holders
