@@ -49,18 +49,24 @@ urlpatterns = [
     path("more/", include("forms.more")),
 ]
 """
-# The last of the first workers does not boot before the file `go` is there; each says when it has.
+# One of the first workers does not boot before the file `go` is there; each says when it has. gunicorn's own rest
+# between two forks is a minute; `restless` is there if one that replaces another is forked without.
 SLOWLY = """
 import time
-shipped = post_worker_init
+import gunicorn.arbiter
+shipped, slow = post_worker_init, int(os.environ.get("SLOW", 3))
+gunicorn.arbiter.random = type("Rests", (), {"random": lambda: 600})
 def post_fork(server, worker):
-    while worker.age == 3 and not Path("go").exists():
+    if worker.age > 3 and "spawn_workers" in vars(server):
+        Path("restless").touch()
+    while worker.age == slow and not Path("go").exists():
         Path("waits").touch()
         time.sleep(0.01)
 def post_worker_init(worker):
     shipped(worker)
-    Path("booting").write_text(str(worker.pid))
-    Path("booting").rename(f"booted-{worker.age}")
+    booting = Path(f"booting-{worker.age}")
+    booting.write_text(str(worker.pid))
+    booting.rename(f"booted-{worker.age}")
 """
 NEVER = """
 def post_fork(server, worker):
@@ -205,10 +211,10 @@ class ServingTest(GunicornCase):
 
         def test(gunicorn: Gunicorn) -> None:
             gunicorn.add("gunicorn.conf.py", SLOWLY)
-            for address in (str(gunicorn.root / "notify"), f"@{gunicorn.root}"):
+            for slow, address in (("3", f"{gunicorn.root}/notify"), ("1", f"@{gunicorn.root}")):
                 systemd = self.systemd(address)
-                gunicorn.start(systemd=systemd, DEPLOY_ROLE="gunicorn")
-                for name in ("booted-1", "booted-2", "waits"):
+                gunicorn.start(systemd=systemd, DEPLOY_ROLE="gunicorn", SLOW=slow)
+                for name in ("booted-2", "waits"):
                     gunicorn.reach(name)
                 self.assertFalse(systemd.heard(), "it was ready too early")
                 gunicorn.add("go", "")
@@ -217,6 +223,7 @@ class ServingTest(GunicornCase):
                 os.kill(int((gunicorn.project / "booted-3").read_text()), signal.SIGKILL)
                 gunicorn.reach("booted-4")
                 self.assertFalse(systemd.heard(), "it was ready again")
+                self.assertFalse((gunicorn.project / "restless").exists())
                 gunicorn.end()
                 for name in ("booted-1", "booted-2", "booted-3", "booted-4", "waits", "go"):
                     (gunicorn.project / name).unlink()
