@@ -1037,8 +1037,9 @@ class Child:
     def give_way(self) -> None:
         """Have it run after what the site does; the kernel gives its I/O the same rank."""
         niceness, group = max(GENTLE, os.getpriority(os.PRIO_PROCESS, 0)), self.process.pid
-        os.setpriority(os.PRIO_PGRP, group, niceness)
-        with contextlib.suppress(OSError):  # where the kernel ranks whole sessions, this one's
+        with contextlib.suppress(OSError):  # what sudo runs is not ours to rank
+            os.setpriority(os.PRIO_PGRP, group, niceness)
+            # where the kernel ranks whole sessions, this one's
             Path(f"/proc/{group}/autogroup").write_text(str(niceness), encoding="ascii")
 
     def _read(self, stream: IO[bytes], sink: Sink) -> None:

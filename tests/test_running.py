@@ -474,6 +474,14 @@ class ChildTest(RunningTest):
         child.end()
         self.assertEqual(child.process.returncode, -signal.SIGTERM)
 
+    def test_what_sudo_has_made_root_s_cannot_be_ranked_and_runs_all_the_same(self) -> None:
+        child = deploy.Child(["true"], self.folder, ENVIRONMENT, [lambda line: None])
+        self.addCleanup(child.end)
+        with mock.patch("os.setpriority", side_effect=PermissionError(1, "not permitted")):
+            child.give_way()
+        self.assertTrue(child.ended(20))
+        self.assertEqual(child.process.returncode, 0)
+
 
 class CandidatesTest(unittest.TestCase):
     def test_one_that_opens_and_closes_files_is_seen_whenever_one_looks(self) -> None:
