@@ -58,7 +58,8 @@ Run = subprocess.CompletedProcess[str]
 MANAGE = """
 import json, os, socket, sys, time
 lab, code = os.environ["LAB"], sys.stdin.read() if sys.argv[1] == "shell" else ""
-call = os.environ["CALL"] = code.strip().rpartition("\\n")[2]  # as in reverse_migrations(['app.0002_x'], 2000)
+last = code.strip().rpartition("\\n")[2]
+call = os.environ["CALL"] = last.partition(";")[0]  # as in reverse_migrations(['app.0002_x'], 2000)
 names = {"list_migrations": "plan", "reverse_migrations": "reverse", "migrate_in_django": "migrate",
          "list_settings": "folders"}
 command = sys.argv[1] if not call else names.get(call.partition("(")[0], "rehearse")
@@ -101,7 +102,7 @@ elif command == "plan":
     if settled:
         open(f"{lab}/database", "w").write("\\n".join(dict.fromkeys(done)))
     facts = {"vendor": "postgresql", "file": "", "identity": "", "lock_timeout": "2s", "invalid": [], "others": [],
-             "settled": settled}
+             "settled": settled, "recorded": done}
     print(json.dumps(facts | {"migrations": known} | json.loads(read(f"{lab}/facts") or "{}")))
 elif command == "rehearse":
     if any("unrehearsed" in name for name in wanted):

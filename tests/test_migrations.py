@@ -399,10 +399,12 @@ class Rollback(RollbackTest):
         self.lab.push({"app": "three"})
         self.assert_deployed(self.lab.deploy(), "three")
         self.lab.tick()
+        self.lab.script("during-plan", 'echo listed >> "$LAB/plans"')
         run = self.reverse()
         self.assert_deployed(run, "two")
         self.assertIn("has no migration more than", run.stdout)
         self.assert_applied(*self.more)
+        self.assertEqual((self.lab.root / "plans").read_text(), "listed\n", "one start is enough")
 
     def test_a_list_that_cannot_be_had_does_not_hinder_a_rollback(self) -> None:
         self.lab.script("during-plan", "exit 1")

@@ -156,6 +156,7 @@ class Played(deploy.Commands):
             "lock_timeout": "2s",
             "invalid": [],
             "others": [],
+            "recorded": done,
         }
         return json.dumps(facts | {"migrations": known})
 
