@@ -322,7 +322,7 @@ class Restore(BackupTest):
         self.lab.push({"app": "two", "migrations": "app.0001_first\napp.0002_good\n"})
         self.assert_failed(self.lab.deploy(), "not applied: app.0002_good")
         acts = (self.lab.root / "acts").read_text().removeprefix(acts)
-        self.assertEqual(acts, f"migrate {known}\nend {known}\n")
+        self.assertEqual(acts, f"which {known}\nmigrate {known}\nend {known}\n")
 
     def test_writes_that_cannot_be_taken_again_need_a_human_or_another_run(self) -> None:
         self.lab.script("dump", "exit 1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 
 from tests.lab import LabTest, Run
 
@@ -161,6 +162,22 @@ class TruthTest(LabTest):
         self.lab.push({"app": "two"})
         run = self.lab.deploy()
         self.assert_failed(run, "not all is well: page: ", "live and healthy")
+
+    def test_only_what_is_not_well_beside_the_restart_is_asked_again(self) -> None:
+        """The service itself, say, is not there for a moment."""
+        restarting = 'until [ -e "$LAB/restarting" ]; do sleep 0.05; done'
+        self.lab.script("well", f'echo well >> "$LAB/told"; {restarting}')
+        self.lab.script("service", f'echo service >> "$LAB/told"; {restarting}; [ -e "$LAB/up" ]')
+        both = 'until [ "$(wc -l < "$LAB/told")" = 2 ]; do sleep 0.05; done'
+        self.lab.script(
+            "slowly", f'touch "$LAB/restarting" "$LAB/told"; {both}; restart; touch "$LAB/up"'
+        )
+        self.lab.setting("status", "checks", "\n    well: well\n    service: service")
+        self.lab.setting("restart", "command", "\n    true\n    slowly\n    true")
+        self.lab.push({"app": "two"})
+        self.assert_deployed(self.lab.deploy(), "two")
+        asked = (self.lab.root / "told").read_text().split()
+        self.assertEqual(Counter(asked), {"well": 1, "service": 2})
 
     def test_what_is_sick_on_the_old_release_too_needs_a_human(self) -> None:
         self.lab.setting("status", "checks", "page: false")
