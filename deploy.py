@@ -1100,6 +1100,15 @@ class Commands:
     lock: Lock  # they hold it, too: one that outlives a killed deployer keeps others away
     gentle: bool = False  # whether the site goes before what they do
 
+    @contextlib.contextmanager
+    def giving_way(self, gentle: bool = True) -> Iterator[None]:
+        """The site goes before the commands that are begun inside, or it does not."""
+        self.gentle = gentle
+        try:
+            yield
+        finally:
+            self.gentle = False
+
     def run(
         self,
         argv: Sequence[str],
@@ -3041,13 +3050,12 @@ class Run:
                 say("skipped: its command is empty")
                 return
             try:
-                site.commands.gentle = name in ("pull", "install", "static")
-                site.run(section.before, self.release, 600)
-                STEPS[name](self)
-                if name != "restart":  # which has its own place for them
-                    site.run(section.after, self.release, 600)
+                with site.commands.giving_way(name in ("pull", "install", "static")):
+                    site.run(section.before, self.release, 600)
+                    STEPS[name](self)
+                    if name != "restart":  # which has its own place for them
+                        site.run(section.after, self.release, 600)
             finally:
-                site.commands.gentle = False
                 self._durations[name] = round(time.monotonic() - began, 3)
             log.info(f"done in {self._durations[name]:.1f} s")
 
@@ -3449,7 +3457,7 @@ def migrate(run: Run) -> None:
     database, planned = run.site.database, []
     run.start_candidate()  # it boots while the migrations are listed
     if run.site.settings.migrate.shell:
-        with futures.ThreadPoolExecutor() as pool:
+        with run.site.commands.giving_way(), futures.ThreadPoolExecutor() as pool:
             which = pool.submit(database.restore, "which", "")
             schema = database.look(run.release, database.guarded)
         _check_database(run.site, schema, run.release, which)
@@ -3610,7 +3618,8 @@ def restart(run: Run) -> None:
     traffic.watch(bake, enough=200)
     del act["way_back"]
     checks, others = site.settings.status.checks, section.after
-    with futures.ThreadPoolExecutor() as pool:  # while it restarts, which may make one fail
+    # they are asked while it restarts, which may make one fail
+    with site.commands.giving_way(), futures.ThreadPoolExecutor() as pool:
         sick = pool.submit(find_sick, site, () if others else checks)
         site.run(section.command[1:], run.release, section.timeout)
     check_service(site, run.release)
