@@ -14,7 +14,8 @@ import deploy
 from tests.lab import LabTest, Run, wait_for
 
 LINE = '192.0.2.1 - - [24/Nov/2026:07:15:00 +0000] "{} HTTP/1.1" {} 12 "-" "a browser"\n'
-# Tells what a gunicorn would: `told SIDE ROLE REQUESTS ERRORS`; SIDE is the token's place in the file.
+# Tells what a gunicorn would: `told SIDE ROLE REQUESTS ERRORS`, the errors last, so that all is counted when they are;
+# SIDE is the token's place in the file.
 TOLD = """#!{python} -IS
 import json, os, socket, sys
 side, role, requests, errors = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -22,7 +23,7 @@ told = json.load(open(os.environ["LAB"] + "/checkout/.deploy/statsd"))
 token = "stranger" if side == "stranger" else [*[""] * 9, *told["tokens"]][int(side)]
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gunicorn:
     for number in range(requests):
-        for said in (f"duration:{20 + number}.5|ms", f"status.{500 if number < errors else 200}:1|c|@1.0"):
+        for said in (f"duration:{20 + number}.5|ms", f"status.{200 if number < requests - errors else 500}:1|c|@1.0"):
             gunicorn.sendto(
                 f"{token}.{role}.gunicorn.request.{said}".encode(), ("127.0.0.1", told["port"])
             )
