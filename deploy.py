@@ -1103,11 +1103,11 @@ class Commands:
     @contextlib.contextmanager
     def giving_way(self, gentle: bool = True) -> Iterator[None]:
         """The site goes before the commands that are begun inside, or it does not."""
-        self.gentle = gentle
+        before, self.gentle = self.gentle, gentle
         try:
             yield
         finally:
-            self.gentle = False
+            self.gentle = before
 
     def run(
         self,
@@ -2524,13 +2524,13 @@ def ask_commands(site: Site, lines: CommandLines, place: Release, timeout: float
         return False, error.last if isinstance(error, CommandFailed) else error.what
 
 
-def ask_checks(site: Site, names: Iterable[str]) -> dict[str, Answer]:
-    """What these [status] checks find, all at once: their last lines, and if they ended well."""
+def ask_checks(site: Site) -> dict[str, Answer]:
+    """What the [status] checks find, all at once: their last lines, and whether they ended well."""
     place, section = site.releases.live() or site.checkout, site.settings.status
     with futures.ThreadPoolExecutor(max(len(section.checks), 1)) as pool:
         answers = {
-            name: pool.submit(ask_commands, site, section.checks[name], place, section.timeout)
-            for name in names
+            name: pool.submit(ask_commands, site, lines, place, section.timeout)
+            for name, lines in section.checks.items()
         }
     found = {name: answer.result() for name, answer in answers.items()}
     return {
@@ -2547,7 +2547,7 @@ def ask_health(site: Site) -> Answer:
 def check_health(site: Site, release: Release) -> None:
     """Failure unless the site answers its health check, from this release, and all else is well."""
     check_service(site, release)
-    check_status(site, site.settings.status.checks)
+    check_status(site)
 
 
 def check_service(site: Site, release: Release) -> None:
@@ -2567,35 +2567,30 @@ def check_service(site: Site, release: Release) -> None:
         )
 
 
-def check_status(site: Site, names: Iterable[str]) -> None:
-    """Failure unless these [status] checks find all well."""
-    if bad := find_sick(site, names):
+def check_status(site: Site) -> None:
+    """Failure unless the [status] checks find all well."""
+    if _sick(site):
         pause(2)  # one that was only slow is asked once more
-        bad = find_sick(site, bad)
-        require(not bad, f"not all is well: {listed(bad)}", "see: python3 deploy.py status")
+        bad = _sick(site)
+        require(not bad, f"not all is well: {bad}", "see: python3 deploy.py status")
 
 
-def find_sick(site: Site, names: Iterable[str]) -> dict[str, str]:
-    """Those of these [status] checks that find something wrong, with what they saw."""
-    return {name: saw for name, (good, saw) in ask_checks(site, names).items() if not good}
-
-
-def listed(sick: Mapping[str, str]) -> str:
-    """What checks saw, for a sentence."""
-    return ", ".join(map(": ".join, sick.items()))
+def _sick(site: Site) -> str:
+    """The [status] checks that find something wrong, with what they saw."""
+    return ", ".join(f"{name}: {saw}" for name, (good, saw) in ask_checks(site).items() if not good)
 
 
 def what_is_live(site: Site) -> Answer:
     """Whether all is as it should be, asked for now, and what is live."""
     live, stuck = site.releases.live_name(), ", ".join(act["act"] for act in site.journal.stuck)
     good, saw = ask_health(site)
-    sick = find_sick(site, site.settings.status.checks) if live and good else {}
+    sick = _sick(site) if live and good else ""
     if not live:
         good, what = True, "no release is live yet"
     elif live not in site.releases.healthy():
         good, what = False, f"{live} is live, never was healthy, and nothing was live before it"
     elif not good or sick:
-        good, what = False, f"{live} is live and NOT healthy: {listed(sick) or saw}"
+        good, what = False, f"{live} is live and NOT healthy: {sick or saw}"
     else:
         what = f"{live} is live{' and healthy' if site.health else ''}"
     if stuck:
@@ -3617,14 +3612,10 @@ def restart(run: Run) -> None:
     bake = section.bake if has_standby and run.command == "deploy" else 0
     traffic.watch(bake, enough=200)
     del act["way_back"]
-    checks, others = site.settings.status.checks, section.after
-    # they are asked while it restarts, which may make one fail
-    with site.commands.giving_way(), futures.ThreadPoolExecutor() as pool:
-        sick = pool.submit(find_sick, site, () if others else checks)
-        site.run(section.command[1:], run.release, section.timeout)
+    site.run(section.command[1:], run.release, section.timeout)
     check_service(site, run.release)
-    site.run(others, run.release, 600)
-    check_status(site, checks if others else sick.result())
+    site.run(section.after, run.release, 600)  # before it is asked how the workers are
+    check_status(site)
     traffic.watch(min(bake, 2))
     if traffic.old.times or traffic.new.times:
         say(f"the new release answered {traffic.new}; the one before {traffic.old}")
@@ -3952,7 +3943,7 @@ def _look_ahead(site: Site, asked: str = "") -> str:
 
 def _ask_all(site: Site, holder: str) -> dict[str, Answer]:
     """What is asked about the site and all that it needs, each with its answer."""
-    answers = {"health": ask_health(site), **ask_checks(site, site.settings.status.checks)}
+    answers = {"health": ask_health(site), **ask_checks(site)}
     free = shutil.disk_usage(site.root).free
     answers["disk"] = free >= ROOM, f"{free / 1e9:.1f} GB free"
     if site.maintenance.exists():

@@ -75,13 +75,11 @@ class Gentle(LabTest):
         self.lab.first("pipenv", f'{told} > "$LAB/install"')
         self.lab.setting("static", "before", f"sh -c '{told} > {self.lab.root}/static'")
         self.lab.script("during-plan", f'{told} > "$LAB/plan"')
-        self.lab.script("told", f'{told} > "$LAB/check"')
-        self.lab.setting("status", "checks", "told: told")
         for name in ("services", "migrate", "restart"):
             self.lab.setting(name, "before", f"sh -c 'nice > {self.lab.root}/{name}'")
         self.lab.push({"app": "two", "Pipfile.lock": '{"_meta": {}, "default": {"a": {}}}'})
         self.assert_deployed(self.lab.deploy(), "two")
-        for name in ("install", "static", "plan", "check"):
+        for name in ("install", "static", "plan"):
             niceness, *session = (self.lab.root / name).read_text().splitlines()
             self.assertEqual(int(niceness), max(own, 10), name)
             if os.geteuid() == 0:  # another user may rank one session in each tenth of a second
