@@ -108,7 +108,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypeVar
 from unicodedata import east_asian_width
@@ -493,8 +493,8 @@ class StatusSection:
         "nginx: systemctl is-active nginx\n"
         "postgresql: docker exec postgresql pg_isready --host 127.0.0.1\n"
         "redis: docker exec redis redis-cli -e ping\n"
-        "database: python manage.py shell -v 0 -c "
-        "'from django.db import connection; connection.ensure_connection()'",
+        "database: python manage.py shell -v0 -c "
+        "'import gc; from django.db import connection as c; c.connect(); gc.freeze()'",
     )
     timeout: float = _option(_duration, "20")
 
@@ -561,6 +561,12 @@ class Settings:
         """The commands of all steps."""
         steps = (self.install, self.services, self.static, self.migrate, self.restart)
         return [argv for step in steps for argv in step.command]
+
+    def static_follows_services(self) -> bool:
+        """Whether nothing stands between the two, and Django's shell tells how the second ended."""
+        ordered = ("services", "static") in pairwise(self.deploy.steps)
+        between = self.services.after or self.static.before
+        return ordered and not between and bool(self.inside_shell(self.static.command))
 
     def inside_shell(self, command: CommandLines) -> list[list[str]]:
         """What manage.py gets of commands that can all run in [migrate] shell, or nothing."""
@@ -1094,11 +1100,11 @@ class Child:
 
 
 @dataclass
-class Commands:
+class Commands(threading.local):
     """Runs commands one after the other, with their output in the log and their time limited."""
 
     lock: Lock  # they hold it, too: one that outlives a killed deployer keeps others away
-    gentle: bool = False  # whether the site goes before what they do
+    gentle: bool = False  # in this thread: whether the site goes before what they do
 
     @contextlib.contextmanager
     def giving_way(self, gentle: bool = True) -> Iterator[None]:
@@ -2990,6 +2996,7 @@ class Run:
         self.trouble = ""  # with the remote, of a run that only looks for something new
         self.migrated: list[Migration] = []
         self.candidate: Candidate | None = None
+        self.static: futures.Future[Any] | None = None  # begun beside the services
         self.traffic: Traffic | None = None
         self._durations: dict[str, float] = {}
         self._entries: list[Entry] = []  # of the history, still to be told
@@ -3386,7 +3393,12 @@ def start_services(run: Run) -> None:
     revisions = (live.revision if live else "", run.revision)
     if live and all(revisions) and site.git.changed(*revisions, "--", "*compose*.y*ml"):
         site.journal.begin("services", release=live.name)
-    site.run(section.command, site.checkout, section.timeout)
+    with contextlib.ExitStack() as unless_it_fails:
+        pool = unless_it_fails.enter_context(futures.ThreadPoolExecutor())
+        if run.command == "deploy" and run.revision and site.settings.static_follows_services():
+            run.static = pool.submit(_collect_in_shell, site, run.release)
+        site.run(section.command, site.checkout, section.timeout)
+        unless_it_fails.pop_all()
 
 
 def restore_services(site: Site, act: Act) -> str:
@@ -3403,18 +3415,25 @@ def restore_services(site: Site, act: Act) -> str:
 def collect_static(run: Run) -> None:
     """Step 5: collectstatic, into the candidate's own folder, where nginx finds it."""
     run.end_candidate()  # in another order of the steps, it has booted without its static files
-    section, database = run.site.settings.static, run.site.database
-    ask = functools.partial(database.ask_django, run.release, "list_settings")
-    commands = run.site.settings.inside_shell(section.command)
+    site, section = run.site, run.site.settings.static
     told: list[Any] = []
-    if commands:
+    if site.settings.inside_shell(section.command):
         log.info(f"$ {'; '.join(map(shlex.join, section.command))}")
         with contextlib.suppress(CommandFailed):  # it is run by itself, then, and tells why
-            told = ask(commands, timeout=section.timeout)
+            told = run.static.result() if run.static else _collect_in_shell(site, run.release)
     if not told:
-        run.site.run(section.command, run.release, section.timeout)
-    if run.site.settings.migrate.shell:
-        _hold_to_nginx(run, *(told or ask([])))
+        site.run(section.command, run.release, section.timeout)
+    if site.settings.migrate.shell:
+        ask = site.database.ask_django
+        _hold_to_nginx(run, *(told or ask(run.release, "list_settings", [])))
+
+
+def _collect_in_shell(site: Site, release: Release) -> Any:
+    """Collect static files in the start of Django that tells what _hold_to_nginx asks."""
+    section, ask = site.settings.static, site.database.ask_django
+    commands = site.settings.inside_shell(section.command)
+    with site.commands.giving_way():
+        return ask(release, "list_settings", commands, timeout=section.timeout)
 
 
 def _hold_to_nginx(run: Run, url: str, static_root: str, media_root: str, debug: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ if not os.path.exists(died):
     open(died, "w").close()
     sys.exit("half of a file")
 """
+STATIC = " (services|static) "  # what is collected beside the services is told there
 
 
 class Folders(LabTest):
@@ -55,14 +57,58 @@ class Folders(LabTest):
                     self.lab.script("during-collectstatic", once)
                 self.lab.push({"app": f"failing: {fails}"})
                 self.assert_deployed(self.lab.deploy(), f"failing: {fails}")
-                said = [line for line in self.lab.log().splitlines() if " static " in line]
+                said = [line for line in self.lab.log().splitlines() if re.search(STATIC, line)]
                 self.assertEqual(sum("$ python manage.py" in line for line in said), starts)
-                self.assertIn("static   $ python manage.py collectstatic --noinput", said[0])
+                self.assertRegex(self.lab.log(), r" static   \$ python manage.py collectstatic")
 
     def test_static_by_another_program(self) -> None:
         self.lab.setting("static", "command", "sh -c 'mkdir staticfiles; touch staticfiles/made'")
         self.assert_deployed(self.lab.deploy(), "one")
         self.assertTrue((self.lab.workspace / "current/staticfiles/made").exists())
+
+
+class Beside(LabTest):
+    """Static files are collected while the services start, where nothing stands between the two."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.lab.push({"app": "two"})
+        self.lab.setting("services", "timeout", "20")
+
+    def test_at_once(self) -> None:
+        self.lab.script("services", 'until [ -e "$LAB/collecting" ]; do sleep 0.05; done')
+        self.lab.script("during-collectstatic", 'touch "$LAB/collecting"')
+        self.assert_deployed(self.lab.deploy(), "two")
+
+    def test_what_needs_the_services_is_collected_after_them(self) -> None:
+        self.lab.script(
+            "services", 'until [ -e "$LAB/tried" ]; do sleep 0.05; done; touch "$LAB/up"'
+        )
+        self.lab.script(
+            "during-collectstatic", '[ -e "$LAB/up" ] || { touch "$LAB/tried"; exit 1; }'
+        )
+        self.assert_deployed(self.lab.deploy(), "two")
+        self.assertIn("collectstatic cannot be done", self.lab.log())
+
+    def test_not_before_a_hook_between_them(self) -> None:
+        self.lab.script("during-collectstatic", '[ -e "$LAB/between" ]')
+        for app, section, hook in (("three", "services", "after"), ("four", "static", "before")):
+            with self.subTest(section=section):
+                self.lab.setting(section, hook, f"sh -c 'sleep 0.5; touch {self.lab.root}/between'")
+                self.lab.push({"app": app})
+                self.assert_deployed(self.lab.deploy(), app)
+                self.assertNotIn("collectstatic cannot be done", self.lab.log())
+            self.lab.setting(section, hook, "")
+            (self.lab.root / "between").unlink()
+
+    def test_services_that_fail_meanwhile(self) -> None:
+        """The files of a release that is given up are not collected any more when it is removed."""
+        self.lab.script("services", 'until [ -e "$LAB/collecting" ]; do sleep 0.05; done; exit 4')
+        self.lab.script(
+            "during-collectstatic", 'touch "$LAB/collecting"; sleep 4; mkdir -p "$PWD/staticfiles"'
+        )
+        self.assert_failed(self.lab.deploy(), "services", "`services up` ended with status 4")
+        self.assert_only_good_releases()
 
 
 class Gentle(LabTest):
@@ -73,13 +119,15 @@ class Gentle(LabTest):
         # it is told at once, but not before it begins
         told = "for i in $(seq 99); do [ $(nice) -ge 10 ] && break; sleep 0.05; done; { nice; cat /proc/self/autogroup; }"
         self.lab.first("pipenv", f'{told} > "$LAB/install"')
-        self.lab.setting("static", "before", f"sh -c '{told} > {self.lab.root}/static'")
+        self.lab.setting("static", "after", f"sh -c '{told} > {self.lab.root}/static'")
         self.lab.script("during-plan", f'{told} > "$LAB/plan"')
-        for name in ("services", "migrate", "restart"):
+        self.lab.script("during-collectstatic", f'{told} > "$LAB/collectstatic"')
+        self.lab.script("services", 'nice > "$LAB/services"')
+        for name in ("migrate", "restart"):
             self.lab.setting(name, "before", f"sh -c 'nice > {self.lab.root}/{name}'")
         self.lab.push({"app": "two", "Pipfile.lock": '{"_meta": {}, "default": {"a": {}}}'})
         self.assert_deployed(self.lab.deploy(), "two")
-        for name in ("install", "static", "plan"):
+        for name in ("install", "static", "collectstatic", "plan"):
             niceness, *session = (self.lab.root / name).read_text().splitlines()
             self.assertEqual(int(niceness), max(own, 10), name)
             if os.geteuid() == 0:  # another user may rank one session in each tenth of a second
