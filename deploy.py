@@ -715,7 +715,7 @@ def read_assignment(line: str, values: dict[str, str]) -> None:
 
 
 SECRET_NAMES = re.compile(
-    r"SECRET|PASS|PWD|TOKEN|KEY|CREDENTIAL|PRIVATE|SALT|DSN|HOOK|AUTH", re.IGNORECASE
+    r"SECRET|PASS|PWD|\bPW\b|_PW\b|TOKEN|KEY|CREDENTIAL|PRIVATE|SALT|DSN|HOOK|AUTH", re.IGNORECASE
 )
 RANDOM_LOOK = re.compile(r"(?=.*\d)(?=.*[A-Za-z])(?!/|.*://).{16,}")
 NOT_SECRET = {"", "true", "false", "yes", "no", "on", "off", "none", "0", "1"}
@@ -733,7 +733,7 @@ def secrets_in(variables: Mapping[str, str]) -> set[str]:
 
 
 def secrets_in_url(text: str) -> set[str]:
-    """The password of a URL (up to the last @), a user that is a token, and values of its query."""
+    """The password of a URL (up to the last @) or of pairs, a token as its user, its query."""
     # up to the last @; where several URLs are joined without a space, of each of them, too
     ends = (r"://(\S*)@", r"://((?:(?!://)\S)*)@")
     logins = [login.partition(":") for end in ends for login in re.findall(end, text)]
@@ -741,6 +741,7 @@ def secrets_in_url(text: str) -> set[str]:
         *(password or user for user, _, password in logins if password or len(user) > 11),
         *(user for user, _, _ in logins if RANDOM_LOOK.fullmatch(user)),
         *re.findall(r"[?&][^=&\s]+=([^&#\s]{6,})", text),
+        *re.findall(r"(?i)(?:key|pass\w*|pwd|secret|token)=([^;&\s]{6,})", text),
     }
     return found | set(map(unquote, found))
 
@@ -760,7 +761,8 @@ class Redactor:
         """Replace these from now on, too."""
         for secret in set(secrets) - {""}:
             self.forms |= _quoted_forms(secret)
-        alone = rb"(?<!\w)%s(?!\w)"  # a short one could be a part of any word
+        # a short one could be a part of any word; what is escaped before it is none
+        alone = rb"(?:(?<!\w)|(?<=\\[bnrt])|(?<=%%[0-9A-F]{2}))%s(?!\w)"
         patterns = [
             (b"%s" if len(form) > 8 else alone) % re.escape(form)
             for form in sorted(self.forms, key=len, reverse=True)
@@ -781,6 +783,9 @@ def _quoted_forms(secret: str) -> set[bytes]:
         shlex.quote(" " + secret)[2:-1],
         json.dumps(secret)[1:-1],
         json.dumps(secret, ensure_ascii=False)[1:-1],
+        json.dumps(secret)[1:-1].replace("/", r"\/"),
+        json.dumps(secret)[1:-1].translate({ord(each): f"\\u{ord(each):04x}" for each in "&<>"}),
+        re.sub(r"([] '\"\\|&;()<>!{}*[?^$`,])", r"\\\1", secret),  # bash's printf %q
         quote(secret, errors="replace"),
         quote(secret, safe="", errors="replace"),
         quote_plus(secret, errors="replace"),
@@ -1493,10 +1498,13 @@ class Releases:
         healthy, live = self.healthy(), self.live_name()
         before = healthy[: healthy.index(live)] if live in healthy else healthy
         of = {each: self.history.last(each).revision for each in (*healthy, live)}
-        found = [name] if name else [each for each in before if of[each] != of[live]]
+        named = [each for each in healthy if name in (each, each[:16])]  # as history shows it
+        found = named if name else [each for each in before if of[each] != of[live]]
         remedy = "history shows what there was"
-        require(found, "there is no earlier healthy release to go back to", remedy)
-        require(found[-1] in healthy, f"{name} is no release that was healthy and is kept", remedy)
+        none = f"{name} is no release that was healthy and is kept"
+        require(
+            found, none if name else "there is no earlier healthy release to go back to", remedy
+        )
         return self.open(self.folder / found[-1])
 
     def without(self, revision: str) -> str:
@@ -1640,9 +1648,9 @@ class Git:
         """Failure, told apart by looking, if the checkout cannot follow its remote branch."""
         place, index_lock = self.checkout, self.folder / "index.lock"
         require(
-            self.ask("symbolic-ref", "--quiet", "--short", "HEAD") == branch,
+            self.ask("symbolic-ref", "--quiet", "HEAD") == f"refs/heads/{branch}",
             f"{place} is not on the branch {branch}",
-            f"git -C {place} checkout {branch}",
+            shlex.join(("git", "-C", str(place), "checkout", branch)),
         )
         require(
             self.holds(revision, "HEAD"),
@@ -1654,11 +1662,13 @@ class Git:
             f"another git is at work in {place}, or was cut off there",
             f"when none runs: rm {index_lock}",
         )
-        found = shortened(sorted(self._in_the_way(revision)))
+        found = sorted(self._in_the_way(revision))
         require(
             not found,
-            f"changes in {place} stand in the way: {', '.join(found)}",
-            "commit and push them, or put them away: git stash --include-untracked",
+            f"changes in {place} stand in the way: {', '.join(shortened(found))}",
+            # these alone: among what git does not know of are uploads
+            "commit and push them, or put them away: "
+            f"git stash push --all -- {shlex.join(found[:11])}",
         )
 
     def _in_the_way(self, revision: str) -> set[str]:
@@ -2392,6 +2402,7 @@ class Site:
         )
         self.database = Database(self)
         self.data_lost = False  # what was in the database is only in a backup
+        redactor.hide(secrets_in_url(self.settings.pull.remote))
 
     @functools.cached_property
     def base(self) -> dict[str, str]:
@@ -2475,10 +2486,12 @@ class Site:
             MISTAKE,
         )
         owner, user = (user_name(each) for each in (self.root.stat().st_uid, os.geteuid()))
+        command = ("python3", str(SCRIPT), *sys.argv[1:])
         require(
             owner == user,
             f"{self.root} belongs to {owner}, and you are {user}",
-            f"run it as its owner: sudo -u {owner} python3 {SCRIPT}",
+            f"run it as its owner: sudo -u {owner} {shlex.join(command)}",
+            MISTAKE,
         )
 
     def prepare(self) -> None:
@@ -2489,15 +2502,23 @@ class Site:
         for folder in (self.releases.folder, self.venvs, self.backups, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
         (self.workspace / ".gitignore").write_text("*\n", encoding="ascii")
-        remotes = self.git.ask("config", "--get-regexp", r"^remote\..*url$") or ""
-        redactor.hide(secrets_in_url(f"{self.settings.pull.remote}\n{remotes}"))
+        urls = self.git.ask("config", "--get-regexp", r"^(remote|submodule)\..*url$|^url\.") or ""
+        redactor.hide(secrets_in_url(urls))
 
 
 def freeze_deployments(site: Site, reason: str, until: str = "") -> int:
     """Refuse deployments until `thaw` or a time; rollback still works."""
     site.prepare()
+    require(
+        not until or until > clock("%Y-%m-%d %H:%M"),
+        f"{until} is past",
+        "name a time to come",
+        USAGE,
+    )
     site.frozen.write_text(
-        json.dumps({"by": started_by(), "since": clock(), "until": until, "reason": reason})
+        json.dumps(
+            {"by": started_by(), "since": clock(), "until": until, "reason": redactor.mask(reason)}
+        )
     )
     say(f"deployments are frozen: {reason}; end it: python3 deploy.py thaw")
     return OK
@@ -2736,7 +2757,7 @@ class Candidate:
             self.child.give_way()
 
     def _keep_line(self, line: str) -> None:
-        self._tail.append(f"| {line}")
+        self._tail.append(f"| {redactor.mask(line)}")
         log.debug(f"| {line}", extra={"step": "candidate"})
 
     def await_boot(self) -> None:
@@ -3204,7 +3225,7 @@ def pull(run: Run) -> None:
 def _fetch(run: Run) -> str:
     """Fetch the branch, or everything when a revision was asked for; the full hash of that."""
     git, section = run.site.git, run.site.settings.pull
-    what = ["--tags", "--force"] if run.asked else [section.branch]
+    what = ["--tags", "--force"] if run.asked else [f"refs/heads/{section.branch}"]
     for left in reversed(range(section.retries + 1)):
         try:
             git("fetch", "--quiet", section.remote, *what, timeout=section.timeout)
@@ -3298,7 +3319,8 @@ def install(run: Run) -> None:
     """Step 3: the packages of the lock file, in the virtual environment that belongs to it."""
     site, project = run.site, run.release.project
     python, lock = find_python(site, project), project / site.settings.install.lock
-    made_of = repr((lock.read_bytes(), python, site.settings.install.command))
+    asked = text_of(project / "Pipfile")  # a lock that is stale must not find what it once made
+    made_of = repr((lock.read_bytes(), python, site.settings.install.command)) + asked
     if LOCAL.search(lock.read_text(encoding="utf-8", errors="replace")):
         made_of += run.release.name  # another release's code would be in it
     key = hashlib.sha256(made_of.encode()).hexdigest()[:12]

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import json
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ def post_worker_init(worker: Any) -> None:
 
 def ask_for_page(application: Any) -> None:
     """Have the application answer a first request, which loads what it loads when it needs it."""
-    host = os.environ.get("ALLOWED_HOSTS", "localhost").split(",")[0]
+    hosts = re.findall(r"[^,\s*]+", os.environ.get("ALLOWED_HOSTS", ""))
+    host = next(iter(hosts), "localhost").lstrip(".")
     environ: dict[str, Any] = {"PATH_INFO": warm_up, "HTTP_HOST": host, "REMOTE_ADDR": "127.0.0.1"}
     environ["HTTP_X_FORWARDED_PROTO"] = "https"
     setup_testing_defaults(environ)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import unittest
 
 from tests.lab import PROJECT, LabTest, with_setting
 
@@ -242,6 +243,7 @@ class Logs(LabTest):
         self.assertEqual(self.lab.deploy("logs", first).stdout, newest)
 
     def test_following_ends_when_the_run_ends(self) -> None:
+        self.lab.setting("static", "before", "true")  # or something else is told beside that
         self.lab.script("services", "echo the beginning; block services; echo the end")
         process = self.lab.blocked("services")
         following = self.lab.start("logs", "-f")
@@ -431,6 +433,14 @@ class Check(LabTest):
 
 
 class CommandLine(LabTest):
+    @unittest.skipIf(os.geteuid(), "only root can give a folder away")
+    def test_what_is_asked_of_another_user_is_what_the_sentence_says(self) -> None:
+        os.chown(self.lab.checkout, 65534, 65534)  # who has no right to do it
+        run = self.lab.deploy("rollback", "--no-freeze")
+        os.chown(self.lab.checkout, 0, 0)
+        script = self.lab.checkout / "deploy.py"
+        self.assert_sentence(run, 78, [f"python3 {script} rollback --no-freeze"])
+
     def test_usage(self) -> None:
         for arguments in (
             ["deploi"],

@@ -9,6 +9,7 @@ import base64
 import json
 import random
 import shlex
+import subprocess
 import tempfile
 import unittest
 import urllib.parse
@@ -304,7 +305,7 @@ class SecretsTest(unittest.TestCase):
         for name in (
             *("SECRET_KEY", "DEFAULT_DB_PASSWORD", "db_passwd", "API_TOKEN", "AWS_ACCESS_KEY_ID"),
             *("PGPWD", "CREDENTIALS", "PrivateKey", "HASH_SALT", "SENTRY_DSN", "SLACK_WEBHOOK"),
-            "BASIC_AUTH",
+            *("BASIC_AUTH", "DB_PW", "PW"),
         ):
             with self.subTest(name=name):
                 self.assertEqual(deploy.secrets_in({name: "a-value"}), {"a-value"})
@@ -313,7 +314,11 @@ class SecretsTest(unittest.TestCase):
         for line in (
             *("DEBUG=True", "USE_AUTH=True", "SECRET_KEY=", "KEEP_TOKENS=0", "DB_USER=gforms"),
             *("DB_HOST=localhost", "DB_PORT=5432", "ALLOWED_HOSTS=gforms.example.org"),
-            *("TITLE=a plain and quite long sentence", "SITE_URL=http://localhost/path?x=1"),
+            *(
+                "TITLE=a plain and quite long sentence",
+                "SITE_URL=http://localhost/path?x=1",
+                "PWA_NAME=forms",
+            ),
             *("STATIC_ROOT=/srv/gforms1/static/files", "NUMBER=12345678901234567890"),
         ):
             with self.subTest(line=line):
@@ -340,6 +345,8 @@ class SecretsTest(unittest.TestCase):
             ("https://h/x?a=1&sig=0a%2Fb%2Fc", "0a%2Fb%2Fc", "0a/b/c"),
             ("so?sig=abcdefgh", "abcdefgh"),
             ("so?sig=abcde",),
+            ("Protocol=https;AccountKey=a+b/c==;Suffix=net", "a+b/c=="),
+            ("host=localhost password=secretly dbname=x", "secretly"),
         ):
             with self.subTest(url=url):
                 self.assertEqual(deploy.secrets_in_url(url), set(secrets))
@@ -375,6 +382,11 @@ class RedactorTest(unittest.TestCase):
         masked = "*** PASSWORD=***, u:***@h postgresql mypostgres"
         self.assertEqual(self.masked(text, "postgres"), masked)
 
+    def test_short_ones_behind_what_is_escaped(self) -> None:
+        text = repr("password:\nhunter22") + urllib.parse.quote(" =hunter22")
+        self.assertNotIn("hunter22", self.masked(text, "hunter22"))
+        self.assertIn("nhunter22", self.masked("nhunter22", "hunter22"))
+
     def test_the_longest_first(self) -> None:
         masked = self.masked("abcdefghijkl abcdefghi", "abcdefghi", "abcdefghijkl")
         self.assertEqual(masked, "*** ***")
@@ -387,7 +399,13 @@ class RedactorTest(unittest.TestCase):
 
     def test_as_other_programs_quote_them(self) -> None:
         for secret in (
-            *('it\'s "so" \\ secret', 'größe\\und"länge', "a+b/c=d&e f?g#h", "ключ-и-замок"),
+            *(
+                'it\'s "so" \\ secret',
+                'größe\\und"länge',
+                "a+b/c=d&e f?g#h",
+                "x&k2<q(9>long",
+                "ключ-и-замок",
+            ),
             *("tab\\tnew\\nline", "日本語の🐍ですね 4711"),
         ):
             for form in (
@@ -395,6 +413,12 @@ class RedactorTest(unittest.TestCase):
                 *(json.dumps(secret), json.dumps(secret, ensure_ascii=False), shlex.quote(secret)),
                 *(urllib.parse.quote(secret), urllib.parse.quote(secret, safe="")),
                 urllib.parse.quote_plus(secret),
+                json.dumps(secret).replace("/", r"\/"),  # as PHP does it; and Go:
+                json.dumps(secret)
+                .replace("&", r"\u0026")
+                .replace("<", r"\u003c")
+                .replace(">", r"\u003e"),
+                subprocess.check_output(("bash", "-c", 'printf %q "$0"', secret), text=True),
             ):
                 with self.subTest(secret=secret, form=form):
                     masked = self.masked(f"<{form}>", secret)

@@ -133,8 +133,19 @@ class FreezeTest(LabTest):
         later = time.strftime("%Y-%m-%d %H:%M", time.gmtime(time.time() + 7200))
         self.lab.deploy("freeze", "a fair", "--until", later)
         self.assert_status(self.lab.deploy(), 77)
-        self.lab.deploy("freeze", "a fair", "--until", "2026-01-02")
+        past = self.lab.deploy("freeze", "a fair", "--until", "2026-01-02")
+        self.assert_sentence(past, 2, ["2026-01-02 is past", "name a time to come"])
+        self.assert_status(self.lab.deploy(), 77)
+        note = self.lab.workspace / "frozen"
+        note.write_text(note.read_text().replace(later, "2026-01-02"))
         self.assert_deployed(self.lab.deploy(), "two")
+
+    def test_a_secret_in_its_reason(self) -> None:
+        self.lab.env("SECRET_KEY=correct-horse-battery\n")
+        self.lab.deploy("freeze", "the key correct-horse-battery is out")
+        run = self.lab.deploy()
+        self.assert_status(run, 77)
+        self.assertIn("the key *** is out", run.stdout)
 
 
 class FreezeAfterRollbackTest(LabTest):

@@ -41,7 +41,8 @@ from django.http import HttpResponse
 from django.urls import include, path
 LOADED_BY, ASKED = os.getpid(), []
 def login(request):
-    ASKED.append(os.getpid())
+    if request.get_host() == "gforms.example.com":
+        ASKED.append(os.getpid())
     return HttpResponse()
 urlpatterns = [
     path("", lambda request: HttpResponse(f"{LOADED_BY} {os.getppid()} {ASKED == [os.getpid()]} {gc.get_freeze_count() > 1000}")),
@@ -148,6 +149,7 @@ class Gunicorn:
         """Start it, as a unit with these variables would, or without any as a deployment would."""
         variables |= {"PATH": os.defpath, "HOME": str(self.root)}
         variables |= {"PYTHONPATH": str(TOOLS / self.version), "PYTHONDONTWRITEBYTECODE": "1"}
+        variables["ALLOWED_HOSTS"] = ".gforms.example.com *"  # the first name, and no pattern
         if systemd:
             variables["NOTIFY_SOCKET"] = systemd.address
         passed: list[str] = []

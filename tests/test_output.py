@@ -375,6 +375,33 @@ class Secrets(LabTest):
         self.assert_sentence(run, 1, ["the remote origin cannot be reached"])
         self.assertNotIn(token, self.everything(run.stdout))
 
+    def test_in_a_remote_that_is_an_address_of_a_submodule_or_of_insteadOf(self) -> None:
+        address = "http://x:hunter2hunter@127.0.0.1:1/gforms.git"
+        library = self.lab.root / "library"
+        self.lab.git("init", "--quiet", "--template=", str(library))
+        self.lab.push({"x": "1"}, folder=library)
+        self.lab.git("submodule", "--quiet", "add", "../library", "library")
+        self.lab.push({"app": "two"})
+        at = {"folder": self.lab.checkout}
+        self.lab.git("config", "submodule.library.url", address, **at)
+        said = self.lab.deploy().stdout
+        self.assertIn("Cloning into", said)
+        self.lab.git("config", f"url.{address}.insteadOf", str(self.lab.author), **at)
+        said += self.lab.deploy().stdout
+        self.lab.git("config", "--remove-section", f"url.{address}", **at)
+        self.lab.setting("pull", "remote", address)
+        for command in (["check"], ["--dry-run"], []):
+            said += self.lab.deploy(*command).stdout
+        self.assertNotIn("hunter2", self.everything(said))
+
+    def test_where_a_sentence_is_cut(self) -> None:
+        error = f"ValueError: {'.' * 170} {SECRET}"
+        self.lab.push({"app": "two"})
+        self.lab.script("gunicorn", f"echo {shlex.quote(error)}; exit 1")
+        run = self.lab.deploy()
+        self.assertIn("ValueError", run.stdout.splitlines()[-1])
+        self.assertNotIn(SECRET[:9], self.everything(run.stdout))
+
     def test_in_what_other_commands_say(self) -> None:
         self.lab.setting("services", "command", "services --password hunter2hunter")
         self.lab.script("services", 'echo "$SECRET_KEY"; exit 1')

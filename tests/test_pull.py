@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,13 @@ class RefusedPull(LabTest):
     def remedied(self) -> None:
         self.assert_deployed(self.lab.deploy(), "two")
 
+    def put_away(self) -> None:
+        """Do what the sentence says, word for word; then it works."""
+        said = self.lab.log().splitlines()[-1]
+        command = shlex.split(said.rpartition("put them away: ")[2])
+        self.lab.git(*command[1:], folder=self.lab.checkout)
+        self.remedied()
+
     def test_diverged(self) -> None:
         self.lab.push({"app": "two"})
         self.lab.push({"local": ""}, folder=self.lab.checkout)
@@ -50,24 +58,24 @@ class RefusedPull(LabTest):
     def test_changed_file(self) -> None:
         self.lab.push({"app": "two"})
         (self.lab.checkout / "app").write_text("by hand")
-        self.refused("changes in", "stand in the way: app;", "git stash --include-untracked")
-        self.lab.git("stash", "--quiet", "--include-untracked", folder=self.lab.checkout)
-        self.remedied()
+        uploaded = self.lab.checkout / "media" / "upload"  # which git does not ignore here
+        uploaded.write_text("of a user")
+        self.refused("changes in", "stand in the way: app;", "git stash push --all -- app")
+        self.put_away()
+        self.assertEqual(uploaded.read_text(), "of a user")
 
     def test_untracked_file(self) -> None:
         self.lab.push({"app": "two", "added": "by git"})
         (self.lab.checkout / "added").write_text("by hand")
         self.refused("stand in the way: added;")
-        self.lab.git("stash", "--quiet", "--include-untracked", folder=self.lab.checkout)
-        self.remedied()
+        self.put_away()
 
     def test_ignored_file(self) -> None:
         (self.lab.author / ".gitignore").write_text(".env\nmedia/\n")
         self.lab.push({"app": "two", "settings.local": "by git"})
         (self.lab.checkout / "settings.local").write_text("by hand")
         self.refused("stand in the way: settings.local;")
-        (self.lab.checkout / "settings.local").unlink()
-        self.remedied()
+        self.put_away()
 
     def test_untracked_folder_where_a_file_comes(self) -> None:
         self.lab.push({"app": "two", "data": "by git"})
@@ -90,6 +98,14 @@ class RefusedPull(LabTest):
     def test_another_branch(self) -> None:
         self.lab.git("checkout", "--quiet", "-b", "other", folder=self.lab.checkout)
         self.refused("is not on the branch main", "checkout main")
+
+    def test_a_tag_with_the_name_of_the_branch_is_not_the_branch(self) -> None:
+        for folder in (self.lab.author, self.lab.checkout):
+            with self.subTest(folder=folder.name):
+                self.lab.git("tag", "--force", "main", folder=folder)
+                self.lab.tick()
+                self.lab.push({"app": folder.name})
+                self.assert_deployed(self.lab.deploy(), folder.name)
 
     def test_stale_index_lock(self) -> None:
         self.lab.push({"app": "two"})
@@ -249,6 +265,12 @@ class Install(LabTest):
         self.assert_deployed(self.lab.deploy(), "two")
         environments = {path.resolve() for path in self.lab.workspace.glob("releases/*/.venv")}
         self.assertEqual(len(environments), 2)
+
+    def test_a_lock_that_does_not_know_the_pipfile_finds_no_environment(self) -> None:
+        """A package in the Pipfile, and nobody ran pipenv lock: pipenv refuses that, if it is asked."""
+        self.lab.push({"Pipfile": "[packages]\nredis = '*'\n"})
+        self.lab.script("pipenv", "exit 1")
+        self.assert_failed(self.lab.deploy(), "Pipfile.lock is stale")
 
     def test_a_lock_of_packages_in_the_release_has_an_environment_for_each_release(self) -> None:
         for text in ("two", "three"):

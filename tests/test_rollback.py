@@ -47,6 +47,10 @@ class Rollback(ReleaseTest):
         self.assert_deployed(self.lab.deploy("rollback"), "two")
         self.assertEqual(self.lab.head(), head)
 
+    def test_to_one_as_the_history_names_it(self) -> None:
+        stamp = self.lab.deploy("history").stdout.split()[0]
+        self.assert_deployed(self.lab.deploy("rollback", stamp), "one")
+
     def test_to_one_that_is_not_there(self) -> None:
         for name in ("20000101T000000Z-0123456", "..", "."):
             with self.nothing_touched():
