@@ -97,6 +97,7 @@ import math
 import os
 import pwd
 import re
+import select
 import shlex
 import shutil
 import socket
@@ -884,6 +885,7 @@ class Console(logging.Handler):
         self.hidden = False  # nothing is shown as long as there may be nothing to do
         self.line: StepLine | None = None  # of the step that runs, on a terminal
         self.last = time.monotonic()  # when a line was shown
+        self.patience: float | None = None  # seconds for which a run waits for a reader that stalls
 
     @functools.cached_property
     def terminal(self) -> bool:
@@ -912,6 +914,8 @@ class Console(logging.Handler):
                     text = text.replace(word, f"\x1b[{colour}m{word}\x1b[0m", 1)
             text = f"\r\x1b[K{text}"
         try:
+            if not select.select((), (1,), (), self.patience)[1]:  # Ctrl-S, or a connection is dead
+                raise TimeoutError
             print(text, end=end, flush=True)
         except OSError:  # from now on into nothing, or the interpreter fails to flush at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -948,6 +952,7 @@ def start_logging(log_file: Path | None = None) -> None:
     """Show what is said, or write it to a file, too; a log that cannot be written ends nothing."""
     handler: logging.Handler = console
     if log_file:
+        console.patience = 20.0
         log_file.touch(0o600)
         handler = logging.FileHandler(log_file, encoding="utf-8", errors="replace")
         handler.setFormatter(OneLine("%(asctime)s %(step)-8s %(message)s", MOMENT))
@@ -1501,10 +1506,8 @@ class Releases:
         named = [each for each in healthy if name in (each, each[:16])]  # as history shows it
         found = named if name else [each for each in before if of[each] != of[live]]
         remedy = "history shows what there was"
-        none = f"{name} is no release that was healthy and is kept"
-        require(
-            found, none if name else "there is no earlier healthy release to go back to", remedy
-        )
+        require(found or name, "there is no earlier healthy release to go back to", remedy)
+        require(found, f"{name} is no release that was healthy and is kept", remedy)
         return self.open(self.folder / found[-1])
 
     def without(self, revision: str) -> str:
@@ -2471,14 +2474,18 @@ class Site:
             for argv in lines
         )
 
-    def check_place(self) -> None:
-        """Failure unless this is a checkout, and of the user who runs this."""
+    def check_release(self) -> None:
+        """Failure in a release, where nothing seems to be live."""
         if self.root.parent.name == "releases" and (self.root.parents[1] / "current").is_symlink():
             raise Failure(
                 f"{self.root} is a release, not the checkout",
                 f"run it there: cd {self.lock.path.parents[2]}",
                 MISTAKE,
             )
+
+    def check_place(self) -> None:
+        """Failure unless this is a checkout, and of the user who runs this."""
+        self.check_release()
         require(
             self.lock.path.exists(),
             f"{self.root} is not a git checkout",
@@ -4005,6 +4012,7 @@ def _ask_all(site: Site, holder: str) -> dict[str, Answer]:
 
 def show_status(site: Site, as_json: bool = False) -> int:
     """What is live, and whether it and all that it needs is well."""
+    site.check_release()
     live, holder = site.releases.live_name(), site.lock.holder(site.journal)
     entry, answers = site.history.last(live or "-"), _ask_all(site, holder)
     healthy = live != "" and all(good for good, _ in answers.values())
@@ -4060,6 +4068,7 @@ def _bar(steps: Mapping[str, float], width: int) -> str:
 
 def show_logs(site: Site, release: str = "", follow: bool = False) -> int:
     """The log of a run, by default the newest."""
+    site.check_release()
     started = release.split("-")[0]
     found = [each for each in site.logs.glob("*.log") if each.name.startswith(started)]
     require(found, "there is no such log", "history shows the deployments that there were")
@@ -4087,6 +4096,7 @@ def maintenance(site: Site, state: str) -> int:
 
 def run_manage(site: Site, arguments: Sequence[str]) -> int:
     """manage.py of the live release, in its environment."""
+    site.check_release()
     live = site.releases.live()
     if not live:
         raise Failure("nothing is live yet", "deploy first: python3 deploy.py")

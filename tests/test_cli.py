@@ -296,9 +296,10 @@ class MainTest(unittest.TestCase):
         for place in (release, workspace / "current"):
             self.path = place / "deploy.ini"
             self.path.write_text("")
-            self.assertEqual(self.main("backup"), deploy.MISTAKE)
-            self.assertIn(f"{release} is a release, not the checkout", self.sentence())
-            self.assertIn(f"cd {self.folder}/gforms", self.sentence())
+            for command in ("backup", "status", "logs", "manage"):
+                self.assertEqual(self.main(command), deploy.MISTAKE)
+                self.assertIn(f"{release} is a release, not the checkout", self.sentence())
+                self.assertIn(f"cd {self.folder}/gforms", self.sentence())
 
     def test_the_history(self) -> None:
         (self.folder / ".deploy").mkdir()

@@ -10,6 +10,8 @@ import os
 import re
 import shlex
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 import unittest
@@ -153,6 +155,25 @@ class Saying(UnitTest):
         with contextlib.redirect_stdout(None):
             deploy.say("said")
         self.assertEqual(self.logged().count("said"), 1)
+
+    def test_a_reader_that_stalls_does_not_hold_a_run_up(self) -> None:
+        """Ctrl-S, `| less`, a connection that is dead and was not closed."""
+        code = "deploy.console.patience = 0.2\nfor _ in range(1000): deploy.say('x' * 1000)"
+        command = [sys.executable, "-c", f"import deploy\ndeploy.start_logging()\n{code}"]
+        with subprocess.Popen(command, cwd=Path(deploy.__file__).parent, stdout=-1) as process:
+            try:
+                self.assertEqual(process.wait(30), 0)
+                assert process.stdout
+                self.assertGreater(len(process.stdout.read()), 4096)
+            finally:
+                process.kill()
+
+    def test_a_run_has_that_patience_and_a_look_has_all(self) -> None:
+        self.assertIsNone(deploy.Console().patience)
+        with tempfile.TemporaryDirectory() as folder, mock.patch.object(deploy, "console") as shown:
+            deploy.start_logging(Path(folder, "log"))
+            deploy.log.handlers.pop().close()
+        self.assertEqual(shown.patience, 20)
 
 
 class OnTerminal(UnitTest):
