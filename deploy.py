@@ -1110,20 +1110,25 @@ class Child:
 
 
 @dataclass
-class Commands(threading.local):
+class Commands:
     """Runs commands one after the other, with their output in the log and their time limited."""
 
     lock: Lock  # they hold it, too: one that outlives a killed deployer keeps others away
-    gentle: bool = False  # in this thread: whether the site goes before what they do
+    here: threading.local = field(default_factory=threading.local)  # what holds in this thread
+
+    @property
+    def gentle(self) -> bool:
+        """Whether the site goes before what this thread does."""
+        return bool(vars(self.here).get("gentle"))
 
     @contextlib.contextmanager
     def giving_way(self, gentle: bool = True) -> Iterator[None]:
         """The site goes before the commands that are begun inside, or it does not."""
-        before, self.gentle = self.gentle, gentle
+        before, self.here.gentle = self.gentle, gentle
         try:
             yield
         finally:
-            self.gentle = before
+            self.here.gentle = before
 
     def run(
         self,

@@ -113,7 +113,7 @@ class Played(deploy.Commands):
         pass
 
     def play_symbolic_ref(self, words: list[str], folder: Path) -> str:
-        return "main"
+        return "refs/heads/main"
 
     def play_worktree(self, words: list[str], folder: Path) -> None:
         if "add" not in words:
