@@ -138,21 +138,28 @@ def deploy(
     asked = os.environ.get("SSH_ORIGINAL_COMMAND", "")
     if at == "ssh" and (back := re.match("rollback (.+)", asked)):
         return rollback(site, freeze=False, wait=wait, of=back[1])  # another server failed
-    why = why_frozen(site)
-    if why and if_changed:
-        return FROZEN
-    require(not why, f"deployments are frozen {why}", "python3 deploy.py thaw ends that", FROZEN)
     with transaction(site, "deploy", wait, asked=revision, hidden=if_changed) as run:
-        run.at = at
-        if if_changed and not has_changed(run):
-            return report_health(run)
-        for step in site.settings.deploy.steps:
-            if not prove or step not in ("migrate", "restart"):
-                run.step(step)
-        if prove:
-            prove_candidate(run)
-            take_back(site)  # its packages stay, for the deployment that follows
-            return OK
+        frozen = why_frozen(site)  # not before: it may have waited for the end of a rollback
+        if not frozen:
+            run.at = at
+            return take_steps(run, if_changed, prove)
+    require(
+        if_changed, f"deployments are frozen {frozen}", "python3 deploy.py thaw ends that", FROZEN
+    )
+    return FROZEN
+
+
+def take_steps(run: Run, if_changed: bool, prove: bool) -> int:
+    """Take all steps of a deployment; or none, if there must be something new and is not."""
+    if if_changed and not has_changed(run):
+        return report_health(run)
+    for step in run.site.settings.deploy.steps:
+        if not prove or step not in ("migrate", "restart"):
+            run.step(step)
+    if prove:
+        prove_candidate(run)
+        take_back(run.site)  # its packages stay, for the deployment that follows
+    else:
         run.commit("live")
     return OK
 
@@ -175,9 +182,10 @@ def rollback(
             return OK
         compare_schemas(run, reverse_migrations)
         run.step("restart")
+        if freeze:  # both or neither, or the next run would deploy that once more
+            site.journal.begin("freeze", before=text_of(site.frozen))
+            freeze_deployments(site, f"rolled back from {bad}")
         run.commit("live")
-    if freeze:
-        freeze_deployments(site, f"rolled back from {bad}")
     return OK
 
 
@@ -207,7 +215,9 @@ def transaction(
 def take_back(site: Site) -> list[str]:
     """Undo what was begun and not committed, last first; what was done, for the user."""
     told: list[str | None] = []
-    for act in reversed(site.journal.begun.copy()):
+    last_first = site.journal.begun[::-1]
+    # what goes back is asked how it is, and needs its services for that
+    for act in sorted(last_first, key=lambda act: act["act"] not in SERVICES):
         try:
             told.append(UNDO[act["act"]](site, act))
         except Exception as error:  # noqa: BLE001 - the other acts are undone all the same
@@ -818,6 +828,7 @@ MARKS = {logging.WARNING: "warning: ", logging.ERROR: "FAILED: "}
 WIDTH = 4000  # characters of one line on stdout; ssh-action stops reading at 65,536
 COLOURS = {"✓": 32, "✗": 31, "FAILED:": 31, "warning:": 33}
 STAMP, MOMENT = "%Y%m%dT%H%M%SZ", "%Y-%m-%d %H:%M:%S UTC"
+RUN = "[0-9]" * 8 + "T" + "[0-9]" * 6 + "Z"  # what a STAMP looks like, in the names of files
 
 
 def say(text: str, step: str = "") -> None:
@@ -1358,6 +1369,7 @@ def user_name(number: int) -> str:
 
 # --------------------------------------------------------------------------- history and releases
 
+MAINTENANCE = ("nginx answers 503 to everyone", "end it: python3 deploy.py maintenance off")
 FAILURES = ("failed", "interrupted", "cut off", "unhealthy")
 
 
@@ -1592,6 +1604,8 @@ class Git:
     ) -> str:
         # garbage is collected in the foreground: a git left behind would keep the lock
         argv = ["git", "-c", "gc.autoDetach=false", "-c", "maintenance.autoDetach=false"]
+        # by default, the objects of a small fetch would not survive a power cut, but their ref
+        argv += ["-c", "core.fsync=all", "-c", "core.fsyncMethod=batch"]
         try:
             return self.commands.run(
                 [*argv, *arguments],
@@ -1633,6 +1647,13 @@ class Git:
             self(*diff, *arguments, stdout=listed.fileno())
             listed.seek(0)
             return {os.fsdecode(name) for name in listed.read().split(b"\0")} - {""}
+
+    def apply(self, revision: str, paths: str, *options: str) -> None:
+        """Change files of the checkout from what HEAD has to what a revision has, or back."""
+        with tempfile.NamedTemporaryFile() as patch:
+            diff = ("diff-tree", "-p", "--binary", "HEAD", revision, "--", paths)
+            self(*diff, stdout=patch.fileno())
+            self("apply", "--whitespace=nowarn", *options, patch.name)
 
     def remove_worktree(self, release: Path) -> None:
         """Remove a release's folder and what git knows of it, whatever state it is in."""
@@ -1696,6 +1717,7 @@ class Git:
         """Bring the checkout to a revision that is known to follow."""
         with journal.doing("fast-forward", target=revision):
             self("merge", "--ff-only", "--quiet", revision, timeout=600)
+            os.sync()  # a power cut must leave the program that puts things right
 
 
 def undo_fast_forward(site: Site, act: Act) -> str:
@@ -2555,6 +2577,13 @@ def why_frozen(site: Site) -> str:
     return "" if over else "since {since} by {by}: {reason}".format_map(freeze)
 
 
+def freeze_as_before(site: Site, act: Act) -> None:
+    """The rollback that froze deployments did not hold."""
+    site.frozen.write_text(act["before"])
+    if not act["before"]:
+        site.frozen.unlink()
+
+
 def ask_commands(site: Site, lines: CommandLines, place: Release, timeout: float) -> Answer:
     """Whether commands end well, and what they wrote, or the last of it and how they ended."""
     try:
@@ -2608,15 +2637,18 @@ def check_service(site: Site, release: Release) -> None:
 
 def check_status(site: Site) -> None:
     """Failure unless the [status] checks find all well."""
-    if _sick(site):
-        pause(2)  # one that was only slow is asked once more
-        bad = _sick(site)
-        require(not bad, f"not all is well: {bad}", "see: python3 deploy.py status")
+    bad = _sick(site)
+    require(not bad, f"not all is well: {bad}", "see: python3 deploy.py status")
 
 
-def _sick(site: Site) -> str:
+def _sick(site: Site, again: bool = True) -> str:
     """The [status] checks that find something wrong, with what they saw."""
-    return ", ".join(f"{name}: {saw}" for name, (good, saw) in ask_checks(site).items() if not good)
+    answers = ask_checks(site).items()
+    bad = ", ".join(f"{name}: {saw}" for name, (good, saw) in answers if not good)
+    if bad and again:
+        pause(2)  # one that was only slow is asked once more
+        return _sick(site, again=False)
+    return bad
 
 
 def what_is_live(site: Site) -> Answer:
@@ -2962,7 +2994,9 @@ def notify(site: Site, entry: Entry) -> None:
     section, text = site.settings.notify, clean(_announcement(site, entry))
     _tell_journal(section.journal, entry, text)
     entries = site.history.entries()
-    before = [each for each in entries[: entries.index(entry)] if each.command == entry.command]
+    if entry in entries:  # it may be that it could not be written
+        entries = entries[: entries.index(entry)]
+    before = [each for each in entries if each.command == entry.command]
     recovered = any(each.failed() for each in before[-1:])
     wanted = section.on == "always" or (section.on == "recovery" and recovered)
     if not entry.failed() and not wanted:
@@ -3121,6 +3155,8 @@ class Run:
                 attempt(say_changes, self, releases.linked(releases.previous))
             what = f"{self.release.name} is live{' and healthy' if health else ''}"
             see = f"; see {health.address()}" if health else ""
+            if self.site.maintenance.exists():
+                log.warning("; ".join(MAINTENANCE))
             say(f"{what}; it took {time.monotonic() - self._began:.1f} s{see}")
 
     def fail(self, error: BaseException) -> Failure:
@@ -3188,9 +3224,9 @@ class Run:
         for venv in set(site.venvs.iterdir()) - used:
             shutil.rmtree(venv)
         for files, count in (
-            (site.backups.glob("*-*.dump"), backups),  # those made before a change
-            (site.backups.glob("*Z.dump"), backups),  # those made by hand or by cron
-            (site.logs.glob("*.log"), keep.keep_logs),
+            (site.backups.glob(f"{RUN}-*.dump"), backups),  # those made before a change
+            (site.backups.glob(f"{RUN}.dump"), backups),  # those made by hand or by cron
+            (site.logs.glob(f"{RUN}.log"), keep.keep_logs),
         ):
             for file in site.history.oldest_first(files, self.started)[:-count]:
                 file.unlink()
@@ -3198,6 +3234,7 @@ class Run:
 
 # -------------------------------------------------------------------------------------- the steps
 
+COMPOSE = "*compose*.y*ml"  # the files that describe the services, as git matches paths
 RELOCK = "run pipenv lock, commit Pipfile.lock and push"
 # What a lock file (of pipenv, uv, poetry, pip) takes from the release's own folder, or may.
 LOCAL = re.compile(
@@ -3298,7 +3335,7 @@ def remove_release(site: Site, act: Act) -> None:
     """Remove the folder of a release that never went live."""
     folder = site.releases.folder / Path(act["name"]).name
     if folder.name != site.releases.live_name():  # nothing was live before it: a human looks at it
-        site.git.remove_worktree(folder)
+        attempt(site.git.remove_worktree, folder)  # if it stays, a later run removes it
 
 
 def _follow(run: Run) -> None:
@@ -3422,28 +3459,52 @@ def find_python(site: Site, project: Path) -> Path:
 
 
 def start_services(run: Run) -> None:
-    """Step 4: database and cache are up; Compose names its project after the checkout."""
-    site, section, live = run.site, run.site.settings.services, run.site.releases.live()
-    revisions = (live.revision if live else "", run.revision)
-    if live and all(revisions) and site.git.changed(*revisions, "--", "*compose*.y*ml"):
-        site.journal.begin("services", release=live.name)
+    """Step 4: database and cache are up, as this revision describes them."""
+    site, before = run.site, services_revision(run.site)
+    revision = (run.command == "deploy" and run.revision) or before
+    if before and site.git.changed(before, revision, "--", COMPOSE):
+        site.journal.begin("services", revision=before)
     with contextlib.ExitStack() as unless_it_fails:
         pool = unless_it_fails.enter_context(futures.ThreadPoolExecutor())
         if run.command == "deploy" and run.revision and site.settings.static_follows_services():
             run.static = pool.submit(_collect_in_shell, site, run.release)
-        site.run(section.command, site.checkout, section.timeout)
+        run_services(site, revision)
         unless_it_fails.pop_all()
 
 
+def services_revision(site: Site) -> str:
+    """The revision whose services are up: the last deployed, though it was rolled back."""
+    deployed = [each.revision for each in site.history.went_live() if each.command == "deploy"]
+    return site.git.commit(*deployed[-1:])
+
+
+def run_services(site: Site, revision: str) -> None:
+    """Run [services] command in the checkout, which has a revision's compose files meanwhile."""
+    section = site.settings.services
+    if not revision or not site.git.changed("HEAD", revision, "--", COMPOSE):
+        site.run(section.command, site.checkout, section.timeout)
+        return
+    act = site.journal.begin("compose", revision=revision)
+    try:
+        site.git.apply(revision, COMPOSE)
+        site.run(section.command, site.checkout, section.timeout)
+    finally:
+        with shielded():
+            own_compose_files(site, act)
+            site.journal.end(act)
+
+
+def own_compose_files(site: Site, act: Act) -> None:
+    """The checkout has its own compose files again, each of those that were changed."""
+    for name in site.git.changed("HEAD", act["revision"], "--", COMPOSE):
+        with contextlib.suppress(CommandFailed):  # this one was not changed, or not yet
+            site.git.apply(act["revision"], name, "--reverse")
+
+
 def restore_services(site: Site, act: Act) -> str:
-    """Have the services as the live release describes them."""
-    live, section = (
-        site.releases.open(site.releases.folder / act["release"]),
-        site.settings.services,
-    )
-    project = re.sub(r"[^a-z0-9_-]", "", site.root.name.lower())  # as Compose does it
-    site.run(section.command, live.plus({"COMPOSE_PROJECT_NAME": project}), section.timeout)
-    return f"put the services back to what {live.name} describes"
+    """Have the services as the revision before describes them."""
+    run_services(site, act["revision"])
+    return f"put the services back to what {act['revision'][:7]} describes"
 
 
 def collect_static(run: Run) -> None:
@@ -3705,9 +3766,10 @@ def has_changed(run: Run) -> bool:
 def report_health(run: Run) -> int:
     """The exit status when nothing is new; what is wrong, with the remote, too, is said once."""
     good, saw = ask_health(run.site)
-    wrong = "; ".join(
-        filter(None, (run.trouble, "" if good else f"the site is not healthy: {saw}"))
-    )
+    sick = "" if good else f"the site is not healthy: {saw}"
+    if good and (bad := _sick(run.site)):
+        sick = f"not all is well: {bad}"
+    wrong = "; ".join(filter(None, (run.trouble, sick)))
     deployments = [each for each in run.site.history.entries() if each.command == "deploy"]
     last = (deployments or [Entry()])[-1]
     known = last.message if last.result == "unhealthy" else ""
@@ -3716,7 +3778,7 @@ def report_health(run: Run) -> int:
         found = wrong or "the site is healthy again"
         say(f"nothing is new, and {found}; see: python3 deploy.py status")
         run.record("unhealthy" if wrong else "healthy", wrong)
-    return FAILED if wrong else OK
+    return NEEDS_HUMAN if sick else FAILED if wrong else OK
 
 
 # ----------------------------------------------------------------------------------- rolling back
@@ -3919,16 +3981,19 @@ STEPS: dict[str, Callable[[Run], None]] = {
     "restart": restart,
 }
 # each may be called again; it says what was done if the user should know, or raises Failure
+SERVICES = ("compose", "services")  # those of step 4
 UNDO: dict[str, Callable[[Site, Act], str | None]] = {
     "record": finish_record,
     "fast-forward": undo_fast_forward,
     "candidate": end_candidates,
     "partial": remove_partial,
     "services": restore_services,
+    "compose": own_compose_files,
     "release": remove_release,
     "migrate": tell_of_migrations,
     "switch": go_back,
     "reversal": apply_again,
+    "freeze": freeze_as_before,
     "restore": end_restore,
 }
 
@@ -3999,20 +4064,26 @@ def _ask_all(site: Site, holder: str) -> dict[str, Answer]:
     answers = {"health": ask_health(site), **ask_checks(site)}
     free = shutil.disk_usage(site.root).free
     answers["disk"] = free >= ROOM, f"{free / 1e9:.1f} GB free"
-    if site.maintenance.exists():
-        remedy = "end it: python3 deploy.py maintenance off"
-        answers["maintenance"] = False, f"nginx answers 503 to everyone; {remedy}"
     for found in drift(site):
         answers["set-up"] = True, f"{found}; run: {SETUP}"
     if why := why_frozen(site):
         answers["frozen"] = True, f"{why}; end it: python3 deploy.py thaw"
+    left = {name: _worded("", [found]) for name, found in _find_left(site, holder).items()}
+    return answers | {name: (False, line) for name, lines in left.items() for line in lines}
+
+
+def _find_left(site: Site, holder: str) -> dict[str, Finding]:
+    """What somebody has to end, or a run that was cut off has left."""
     site.journal.load()
-    if site.journal.run and not holder:
-        acts = ", ".join(act["act"] for act in site.journal.begun) or "nothing"
-        what = f"a {site.journal.run.get('command')} was cut off, or could not take back: {acts}"
-        remedy = "the next run puts it right: python3 deploy.py restart"
-        answers["unfinished"] = False, f"{what}; {remedy}"
-    return answers
+    acts = ", ".join(act["act"] for act in site.journal.begun) or "nothing"
+    return {
+        "maintenance": (site.maintenance.exists(), *MAINTENANCE),
+        "unfinished": (
+            site.journal.run and not holder,
+            f"a {site.journal.run.get('command')} was cut off, or could not take back: {acts}",
+            "the next run puts it right: python3 deploy.py restart",
+        ),
+    }
 
 
 def show_status(site: Site, as_json: bool = False) -> int:
@@ -4113,17 +4184,17 @@ def run_manage(site: Site, arguments: Sequence[str]) -> int:
 def check_server(site: Site, quiet: bool = False) -> int:
     """Is this server ready to deploy, and is all well? With remedies."""
     bare = Release(site.root, "", site.root, site.base)  # the checkout, whatever is in its .env
-    problems = _worded("problem", _find_problems(site, bare))
+    problems = _worded("problem: ", _find_problems(site, bare))
     advice: list[str] = []
     if not problems and not quiet:
-        advice = ["ready to deploy", *_worded("advice", _find_advice(site, bare))]
+        advice = ["ready to deploy", *_worded("advice: ", _find_advice(site, bare))]
     for line in problems + advice:
         console.show(clean(line))
     return FAILED if problems else OK
 
 
 def _worded(kind: str, findings: Iterable[Finding]) -> list[str]:
-    return [f"{kind}: {what}; {remedy}" for is_so, what, remedy in findings if is_so]
+    return [f"{kind}{what}; {remedy}" for is_so, what, remedy in findings if is_so]
 
 
 def _find_problems(site: Site, bare: Release) -> Iterator[Finding]:
@@ -4193,7 +4264,9 @@ def _find_missing(site: Site, bare: Release) -> Iterator[Finding]:
 def _find_alarms(site: Site) -> list[Finding]:
     """What is wrong now, although a deployment would succeed."""
     webhook, debug = site.settings.notify.webhook, site.variables.get("DEBUG", "")
-    good, saw = ask_health(site) if site.releases.live_name() else (True, "")
+    live, holder = site.releases.live_name(), site.lock.holder(site.journal)
+    good, saw = ask_health(site) if live else (True, "")
+    sick = _sick(site) if live and not holder else ""  # a deployment restarts what is asked
     deployments = [entry for entry in site.history.entries() if entry.command == "deploy"]
     last = (deployments or [Entry()])[-1]
     return [
@@ -4202,6 +4275,8 @@ def _find_alarms(site: Site) -> list[Finding]:
             f"the site is not healthy: {saw}",
             "see journalctl -u gunicorn, and python3 deploy.py logs",
         ),
+        (sick, f"not all is well: {sick}", "see: python3 deploy.py status"),
+        *_find_left(site, holder).values(),
         (
             debug.lower() in ("true", "yes", "on", "1"),
             "DEBUG is on: visitors see settings and source",

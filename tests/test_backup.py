@@ -127,6 +127,15 @@ class Backup(BackupTest):
         self.assertEqual(len(self.made()), 2)
         self.assertTrue(named.exists())
 
+    def test_what_somebody_else_put_there_is_kept(self) -> None:
+        self.lab.setting("backup", "keep", "1")
+        theirs = [self.backups / "before-the-fair.dump", self.backups / "LAST-Z.dump"]
+        for file in theirs:
+            file.touch()
+        self.lab.push({"app": "two", "migrations": "app.0001_first\napp.0002_good\n"})
+        self.assert_deployed(self.lab.deploy(), "two")
+        self.assertEqual([file.exists() for file in theirs], [True, True])
+
 
 class Restore(BackupTest):
     """The database holds one line; the backup another two."""

@@ -96,7 +96,9 @@ class Maintenance(LabTest):
     def test_a_deployment_is_possible_meanwhile(self) -> None:
         self.lab.deploy("maintenance", "on")
         self.lab.push({"app": "two"})
-        self.assert_deployed(self.lab.deploy(), "two")
+        run = self.lab.deploy()
+        self.assert_deployed(run, "two")
+        self.assertIn("warning: nginx answers 503 to everyone; end it: ", run.stdout)
         self.assertTrue((self.lab.workspace / "maintenance").exists())
 
 
@@ -306,6 +308,31 @@ class Check(LabTest):
         self.assert_status(run, 0)
         self.assertEqual(run.stdout, f"ready to deploy\n{HTTPS}")
         self.assertEqual(self.lab.deploy("check", "--quiet").stdout, "")
+
+    def test_the_monitor_knows_what_status_knows(self) -> None:
+        self.lab.setting("status", "checks", "cache: sh -c 'echo it is away; exit 1'")
+        self.lab.deploy("maintenance", "on")
+        (self.lab.workspace / "journal.json").write_text(
+            json.dumps({"run": {"command": "deploy"}, "begun": []})
+        )
+        run = self.lab.deploy("check", "--quiet")
+        self.assert_status(run, 1)
+        for problem in (
+            "problem: not all is well: cache: it is away (ended with status 1); see: python3 ",
+            "problem: nginx answers 503 to everyone; end it: python3 deploy.py maintenance off",
+            "problem: a deploy was cut off, or could not take back: nothing; the next run puts ",
+        ):
+            self.assertIn(problem, run.stdout)
+
+    def test_the_monitor_does_not_mind_a_restart(self) -> None:
+        """While a deployment is under way, gunicorn may be what it restarts."""
+        self.lab.setting("status", "checks", "gunicorn: false")
+        self.lab.push({"app": "two"})
+        self.lab.script("services", "block services")
+        process = self.lab.blocked("services")
+        self.assertEqual(self.lab.deploy("check", "--quiet").stdout, "")
+        self.lab.unblock("services")
+        self.lab.end(process)
 
     def test_programs_that_the_environment_brings(self) -> None:
         """The Python that a line for pip names is no program in PATH."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import time
 
-from tests.lab import LabTest, Run
+from tests.lab import LabTest, Run, wait_for
+
+ONCE = '[ -e "$LAB/was-blocked" ] || { touch "$LAB/was-blocked";'
 
 
 class AtTest(LabTest):
@@ -157,6 +161,56 @@ class FreezeAfterRollbackTest(LabTest):
         self.assertRegex(run.stdout, r"deployments are frozen: rolled back from \S+; .* thaw")
         self.assert_status(self.lab.deploy(), 77)
 
+    def test_not_even_one_that_waited_for_it(self) -> None:
+        self.lab.first("restart", f"{ONCE} block restart; }}")
+        back = self.lab.blocked("restart", "rollback")
+        waiting = self.lab.start("--wait", "60")
+        self.lab.await_waiting(waiting)
+        self.lab.tick()
+        self.lab.unblock("restart")
+        self.assert_status(self.lab.end(back), 0)
+        run = self.lab.end(waiting)
+        self.assert_sentence(run, 77, ("rolled back from", "nothing was touched", "thaw"))
+        self.assert_live("one")
+        self.assertEqual(self.lab.results(), ["live", "live", "live"])
+
+    def cleaning_up(self) -> subprocess.Popen[str]:
+        """A rollback that is in the history, and removes now what is past its keep."""
+        self.lab.block_git("worktree prune")
+        return self.lab.blocked("pull", "rollback")
+
+    def test_a_signal_at_its_end(self) -> None:
+        back = self.cleaning_up()
+        back.send_signal(signal.SIGTERM)
+        self.lab.unblock("pull")
+        self.assert_deployed(self.lab.end(back), "one")
+        self.assert_status(self.lab.deploy(), 77)
+
+    def test_a_kill_at_its_end(self) -> None:
+        self.lab.kill(self.cleaning_up())
+        self.lab.unblock("pull")
+        wait_for(lambda: not self.lab.running(), "git has ended")
+        self.assert_status(self.lab.deploy(), 77)
+        self.assert_live("one")
+
+    def test_a_rollback_that_does_not_hold_leaves_the_freeze_as_it_was(self) -> None:
+        for reason in ("", "the fair is on"):
+            with self.subTest(reason):
+                if reason:
+                    self.lab.deploy("freeze", reason)
+                (self.lab.root / "was-blocked").unlink(missing_ok=True)
+                self.lab.block_git("log", when='[ -e "$LAB/checkout/.deploy/frozen" ]')
+                back = self.lab.blocked("pull", "rollback")
+                self.lab.kill(back)
+                self.lab.unblock("pull")
+                wait_for(lambda: not self.lab.running(), "git has ended")
+                self.assertIn("rolled back from", self.lab.deploy("status").stdout)
+                self.lab.tick()
+                self.assert_status(self.lab.deploy("backup"), 0)
+                self.assert_live("two")
+                self.assertEqual("frozen" in self.lab.deploy("status").stdout, bool(reason))
+        self.assert_sentence(self.lab.deploy(), 77, ["the fair is on"])
+
     def test_unless_it_was_said(self) -> None:
         self.assert_deployed(self.lab.deploy("rollback", "--no-freeze"), "one")
         self.lab.tick()
@@ -193,6 +247,14 @@ class TruthTest(LabTest):
         self.assert_sentence(run, 3, ("not all is well: page: ", "NOT healthy: page: "))
         self.assert_live("one")
 
+    def test_one_that_was_only_slow_needs_no_human(self) -> None:
+        """Nor does what a deployment that fails finds well when it asks again."""
+        self.lab.setting("status", "checks", "slow: slow")
+        self.lab.script("slow", f"{ONCE} exit 1; }}")
+        self.lab.push({"app": "two", "static": "broken"})
+        self.assert_failed(self.lab.deploy(), "the static files are broken")
+        self.assertTrue((self.lab.root / "was-blocked").exists())
+
     def test_a_service_that_runs_elsewhere(self) -> None:
         self.lab.setting("restart", "main_process", f"echo {os.getpid()}")
         self.lab.push({"app": "two"})
@@ -205,19 +267,102 @@ class TruthTest(LabTest):
 
 
 class ServicesTest(LabTest):
-    """A compose file that cannot start is taken back with the release."""
+    """A compose file that cannot start is taken back with the release, in the checkout, where it finds all else."""
 
-    def test_the_live_release_has_its_services_again(self) -> None:
-        self.lab.push({"docker-compose.yml": "good"})
+    def setUp(self) -> None:
+        super().setUp()
+        self.good = self.lab.push({"docker-compose.yml": "good"})
         self.lab.script(
-            "services", 'cp docker-compose.yml "$LAB/running"; grep -q good "$LAB/running"'
+            "services",
+            """cat docker-compose.yml compose.override.yml > "$LAB/running" 2>/dev/null || true
+            ! grep broken "$LAB/running" && [ "$(pwd)" = "$LAB/checkout" ]""",
         )
         self.assert_deployed(self.lab.deploy(), "one")
         self.lab.tick()
+
+    def running(self) -> str:
+        """What the services are described by, now."""
+        return (self.lab.root / "running").read_text()
+
+    def assert_own_files(self) -> None:
+        """The checkout has its own compose files, whatever was there meanwhile."""
+        self.assertEqual(self.lab.git("status", "--porcelain", folder=self.lab.checkout), "")
+
+    def broken(self) -> Run:
         self.lab.push({"app": "two", "docker-compose.yml": "broken"})
-        run = self.lab.deploy()
-        self.assert_failed(run, "put the services back to what", "live and healthy")
-        self.assertEqual((self.lab.root / "running").read_text(), "good")
+        return self.lab.deploy()
+
+    def test_the_live_release_has_its_services_again(self) -> None:
+        self.assert_failed(self.broken(), "put the services back to what", "live and healthy")
+        self.assertEqual(self.running(), "good")
+        self.assert_own_files()
+
+    def test_what_came_with_it_is_away(self) -> None:
+        self.lab.push({"docker-compose.yml": None, "compose.override.yml": "broken"})
+        self.assert_failed(self.lab.deploy(), "put the services back to what", "live and healthy")
+        self.assertEqual(self.running(), "good")
+        self.assert_own_files()
+
+    def test_restart_does_not_try_what_was_taken_back(self) -> None:
+        self.broken()
+        self.assert_status(self.lab.deploy("restart"), 0)
+        self.assertEqual(self.running(), "good")
+        self.assert_own_files()
+
+    def test_a_revision_that_is_named_has_its_own(self) -> None:
+        self.broken()
+        self.lab.tick()
+        self.assert_deployed(self.lab.deploy("deploy", self.good), "one")
+        self.assertEqual(self.running(), "good")
+        self.assert_own_files()
+
+    def test_after_a_rollback_they_are_not_older_than_the_data(self) -> None:
+        """A rollback leaves them as they are, and what is taken back or restarted after it, too."""
+        self.lab.push({"app": "two", "docker-compose.yml": "better"})
+        self.assert_deployed(self.lab.deploy(), "two")
+        self.lab.tick()
+        self.assert_deployed(self.lab.deploy("rollback", "--no-freeze"), "one")
+        self.lab.tick()
+        self.assert_failed(self.broken(), "put the services back to what")
+        self.assertEqual(self.running(), "better")
+        self.lab.tick()
+        self.assert_status(self.lab.deploy("restart"), 0)
+        self.assertEqual(self.running(), "better")
+
+    def test_they_are_back_before_what_needs_them(self) -> None:
+        """The release before is not well with the new ones, and needs nobody for that."""
+        self.lab.script("services", 'cp docker-compose.yml "$LAB/running"')
+        self.lab.setting("status", "checks", f"cache: grep --quiet good {self.lab.root}/running")
+        self.assert_deployed(self.lab.deploy(), "one")
+        self.lab.tick()
+        self.assert_failed(self.broken(), "not all is well: cache", "put the services back")
+
+    def test_a_kill_while_the_files_of_another_revision_are_there(self) -> None:
+        self.broken()
+        self.lab.tick()
+        self.lab.first("services", f"{ONCE} block services; }}")
+        run = self.lab.blocked("services", "deploy", self.good)
+        self.assertIn("docker-compose.yml", self.lab.git("status", "-s", folder=self.lab.checkout))
+        self.lab.kill(run)
+        self.lab.unblock("services")
+        wait_for(lambda: not self.lab.running(), "the services are up")
+        self.lab.tick()
+        self.assert_failed(self.lab.deploy(), "put the services back to what")
+        self.assert_own_files()
+        self.assertEqual(self.running(), "good")
+
+    def test_what_was_changed_by_hand_stays(self) -> None:
+        more = "".join(f"{number}\n" for number in range(20))
+        self.lab.push({"docker-compose.yml": f"good\n{more}"})
+        self.assert_deployed(self.lab.deploy(), "one")
+        self.lab.tick()
+        self.lab.push({"app": "two", "docker-compose.yml": f"broken\n{more}"})
+        self.lab.deploy()
+        file = self.lab.checkout / "docker-compose.yml"
+        file.write_text(f"broken\n{more}by hand\n")
+        self.assert_status(self.lab.deploy("restart"), 0)
+        self.assertEqual(self.running(), f"good\n{more}by hand\n")
+        self.assertEqual(file.read_text(), f"broken\n{more}by hand\n")
 
     def test_services_that_the_push_did_not_touch_are_left_alone(self) -> None:
         self.lab.push({"app": "two"})

@@ -142,6 +142,12 @@ class Occasions(NotifyTest):
         self.assertIn("gforms.example.com: rollback failed; ", self.webhook.told[0]["text"])
         self.assertIn("NOT healthy", self.webhook.told[0]["text"])
 
+    def test_one_that_could_not_be_written_into_the_history(self) -> None:
+        """On a full disk, say, which somebody has to know of."""
+        site = deploy.Site(self.lab.checkout / "deploy.ini")
+        deploy.notify(site, deploy.Entry(command="deploy", result="failed", message="it is full"))
+        self.assertEqual(self.results(), ["failed"])
+
     def test_one_that_was_cut_off_is_told_by_the_next(self) -> None:
         self.lab.script("services", "block services")
         self.lab.tick()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import unittest
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import deploy
@@ -137,6 +139,20 @@ class RefusedPull(LabTest):
 
 
 class Pull(LabTest):
+    def test_what_was_fetched_survives_a_power_cut(self) -> None:
+        """Git tells how often it had the disk keep what it wrote: objects, and the checkout's index."""
+        told = self.lab.root / "told"
+        with open(self.lab.root / "home" / ".gitconfig", "a", encoding="utf-8") as settings:
+            settings.write(f"[trace2]\neventTarget = {told}\n")
+        self.lab.push({"app": "two"})
+        told.unlink()
+        self.assert_deployed(self.lab.deploy(), "two")
+        events = [json.loads(line) for line in told.read_text().splitlines()]
+        names = {each["sid"]: each["name"] for each in events if each["event"] == "cmd_name"}
+        kept = Counter(names[each["sid"]] for each in events if each.get("category") == "fsync")
+        self.assertGreater(kept["unpack-objects"], 0)
+        self.assertGreater(kept["merge"], 0)
+
     def test_a_change_by_hand_that_is_not_in_the_way_stays(self) -> None:
         self.lab.push({"app": "two"})
         (self.lab.checkout / "static").write_text("by hand")

@@ -227,11 +227,11 @@ class IfChangedAndSick(LabTest):
         self.assertEqual(run(), (0, ""))
         (self.lab.root / "sick").write_text("one")
         status, said = run()
-        self.assertEqual(status, 1)
+        self.assertEqual(status, 3)
         self.assertRegex(
             said, r"^deploy   nothing is new, and the site is not healthy: 500 .*status\n$"
         )
-        self.assertEqual(run(), (1, ""))
+        self.assertEqual(run(), (3, ""))
         (self.lab.root / "sick").unlink()
         status, said = run()
         self.assertEqual(status, 0)
@@ -239,6 +239,15 @@ class IfChangedAndSick(LabTest):
         self.assertEqual(run(), (0, ""))
         self.assertEqual(self.lab.results(), ["live", "unhealthy", "healthy"])
         self.assert_live("one")
+
+    def test_all_that_status_asks(self) -> None:
+        self.lab.script("cache", '[ ! -e "$LAB/no-cache" ]')
+        self.lab.setting("status", "checks", "cache: cache")
+        self.assert_deployed(self.lab.deploy(), "one")
+        (self.lab.root / "no-cache").touch()
+        run = self.lab.deploy("--if-changed")
+        self.assert_status(run, 3)
+        self.assertIn("nothing is new, and not all is well: cache: no output", run.stdout)
 
 
 class RollbackToWhatIsLive(LabTest):

@@ -433,6 +433,26 @@ class BeforeTheSwitch(LabTest):
         self.assert_failed(self.lab.deploy(), "the candidate was not proven: no answer from")
 
 
+class SomebodyIsThere(LabTest):
+    """A shell in the folder of a release that failed, say, is no reason to wake anybody."""
+
+    def test_it_is_removed_by_a_later_one(self) -> None:
+        self.lab.push({"app": "two"})
+        self.lab.script("services", "block services; exit 1")
+        run = self.lab.blocked("services")
+        folder = max((self.lab.workspace / "releases").iterdir())
+        with subprocess.Popen(["sleep", "600"], cwd=folder) as shell:
+            self.lab.unblock("services")
+            done = self.lab.end(run)
+            shell.kill()
+        self.assert_sentence(done, 1, ["`services up` ended with status 1", "live and healthy"])
+        self.assertIn(f"warning: a process works in {folder}, which is not removed", done.stdout)
+        self.lab.script("services", "")
+        self.lab.tick()
+        self.assert_deployed(self.lab.deploy(), "two")
+        self.assert_only_good_releases()
+
+
 class AfterTheSwitch(LabTest):
     """What was live before is live again."""
 

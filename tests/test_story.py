@@ -448,6 +448,13 @@ class RollbackTest(KilledTest):
         super().setUpClass()
         assert cls.start.run(revision="two")[0] == 0
 
+    def after(self, status: int) -> None:
+        self.assertEqual(self.play.run(deploy.back_up)[0], 0)
+        frozen = self.play.root / ".deploy" / "frozen"
+        self.assertEqual(frozen.exists(), self.play.serving() == "one", "both, or neither")
+        frozen.unlink(missing_ok=True)
+        super().after(status)
+
     def test_at_every_cut_point(self) -> None:
         self.every_cut(kill, command=deploy.rollback)
 
