@@ -1669,7 +1669,7 @@ class Git:
         """Remove the lock files of a git that was cut off: a run of ours was, and no git runs."""
         if is_at_work(self.checkout, "git"):
             return
-        for lock in (*self.folder.glob("*.lock"), *(self.folder / "refs").rglob("*.lock")):
+        for lock in self.folder.rglob("*.lock"):
             log.info(f"removed {lock}, which a git that was cut off had left")
             lock.unlink(missing_ok=True)
 
@@ -2764,7 +2764,8 @@ def _sudo_rights(site: Site) -> str:
 
 def drift(site: Site) -> list[str]:
     """Which files on the server are not as the checkout has them: one sentence, or none."""
-    with contextlib.suppress(Failure, OSError):  # a project without the shipped files has its own
+    # a project without the shipped files has its own; and an owner may have no name
+    with contextlib.suppress(Failure, OSError, KeyError):
         files = files_to_place(site, timer=(UNITS / TIMER[1]).exists())
         found = [str(each.path) for each in files if each.mode == 0o644 and each.difference()]
         return [f"not as this checkout has them: {', '.join(found)}"] if found else []
@@ -3274,7 +3275,9 @@ def pull(run: Run) -> None:
 def _fetch(run: Run) -> str:
     """Fetch the branch, or everything when a revision was asked for; the full hash of that."""
     git, section = run.site.git, run.site.settings.pull
-    what = ["--tags", "--force"] if run.asked else [f"refs/heads/{section.branch}"]
+    # every branch, though the checkout may have been cloned for one
+    every = ["--tags", "--force", "--prune", "refs/heads/*:refs/deploy/*"]
+    what = every if run.asked else [f"refs/heads/{section.branch}"]
     for left in reversed(range(section.retries + 1)):
         try:
             git("fetch", "--quiet", section.remote, *what, timeout=section.timeout)
@@ -3284,7 +3287,7 @@ def _fetch(run: Run) -> str:
                 raise _why_not_fetched(run, error) from None
         say("git fetch failed; trying again")
         pause(2.0 * (section.retries - left + 1))
-    asked = [f"refs/remotes/{section.remote}/{run.asked}", run.asked]
+    asked = [f"refs/deploy/{run.asked}", run.asked]
     found = git.commit(*(asked if run.asked else ["FETCH_HEAD"]))
     require(
         found,
@@ -4741,7 +4744,8 @@ def parse_arguments(argv: Sequence[str]) -> dict[str, Any]:
 
 def sentence(failure: Failure) -> str:
     """What failed, what is live, and what to do, as one line that is shown whole."""
-    untouched = "nothing was touched" if failure.status in (LOCKED, FROZEN, MISTAKE) else ""
+    still = failure.status in (LOCKED, FROZEN, MISTAKE) or failure.status > 128  # while it waited
+    untouched = "nothing was touched" if still else ""
     rest = clean("; ".join(filter(None, (failure.live or untouched, failure.remedy))))
     return f"{fit(clean(failure.message()), WIDTH - 20 - len(rest))}; {rest}"
 

@@ -568,7 +568,7 @@ def in_names(dice: random.Random, row: Row, count: int, asked: int) -> None:
 
 def ask_for(site: deploy.Site, name: str) -> None:
     """As the step `pull` asks git for a revision."""
-    found = site.git.commit(f"refs/remotes/origin/{name}", name)
+    found = site.git.commit(f"refs/deploy/{name}", name)
     deploy.require(
         not found or re.fullmatch("[0-9a-f]{40}", found), f"{found!r} is no hash", "", 99
     )

@@ -207,6 +207,8 @@ class LeftBehindTest(GitTest):
         "HEAD.lock",
         "refs/heads/main.lock",
         "refs/remotes/origin/main.lock",
+        "objects/maintenance.lock",
+        "modules/part/index.lock",
         "config.lock",
     )
 

@@ -204,6 +204,18 @@ class Revision(LabTest):
             self.lab.push({"app": text})
             self.takes("feature/x", text)
 
+    def test_another_branch_where_the_clone_knows_one(self) -> None:
+        """As after git clone --depth or --single-branch; what was removed there is not deployed from memory."""
+        only = "+refs/heads/main:refs/remotes/origin/main"
+        self.lab.git("config", "remote.origin.fetch", only, folder=self.lab.checkout)
+        self.lab.git("checkout", "--quiet", "-b", "feature/x")
+        self.lab.push({"app": "three"})
+        self.takes("feature/x", "three")
+        self.lab.git("checkout", "--quiet", "main")
+        self.lab.git("branch", "--quiet", "-D", "feature/x")
+        run = self.lab.deploy("deploy", "feature/x")
+        self.assert_sentence(run, 1, ["there is no revision feature/x", "live and healthy"])
+
 
 class Submodules(LabTest):
     def test_they_are_checked_out_in_each_release(self) -> None:

@@ -439,6 +439,12 @@ class NewServerTest(SetupTest):
         with self.playing() as site:
             return deploy.drift(site)
 
+    def test_an_owner_without_a_name(self) -> None:
+        """In a container, say, where there is no set-up, but a status."""
+        unknown = mock.patch("pwd.getpwuid", side_effect=KeyError("no such uid"))
+        with self.playing() as site, unknown:
+            self.assertEqual(deploy.drift(site), [])
+
     def test_what_differs_is_named(self) -> None:
         """After a push that changes what set-up places; also where set-up never was."""
         self.assertIn(f"{self.etc}/systemd/system/gunicorn.socket, ", self.drift()[0])
