@@ -4772,4 +4772,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    ended = main()
+    for each in (signal.SIGINT, signal.SIGTERM):  # or it would seem that what is done was not
+        signal.signal(each, signal.SIG_IGN)
+    raise SystemExit(ended)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 
 from tests.lab import LabTest, Run
 
@@ -113,7 +114,23 @@ class AfterTheSwitch(SignalTest):
         self.assert_sentence(run, 3, ["ended by SIGTERM", "is live and NOT healthy"])
 
 
+LAST = """
+import os, runpy, sys
+class Last:
+    def __del__(self, kill=os.kill, me=os.getpid()):
+        kill(me, 15)  # when Python's own handlers have gone
+last, sys.argv = Last(), ["deploy.py", "history"]
+runpy.run_path("deploy.py", run_name="__main__")
+"""
+
+
 class AfterTheHealthCheck(SignalTest):
+    def test_what_is_done_is_not_undone_by_the_end_of_python(self) -> None:
+        run = subprocess.run(
+            [sys.executable, "-c", LAST], cwd=self.lab.checkout, capture_output=True, check=False
+        )
+        self.assertEqual(run.returncode, 0)
+
     def test_what_is_live_and_healthy_is_not_taken_back(self) -> None:
         self.lab.block_git("log", when="grep -qx two $LAB/checkout/.deploy/current/app")
         process = self.lab.blocked("pull")
