@@ -29,7 +29,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -423,6 +423,136 @@ def at_once(dice: random.Random, row: Row, count: int) -> None:
         place.deploy("thaw")
         found += left_in(place, "one", "two", "three")
         row.count("after all", found)
+
+
+# ------------------------------------------------------------------------------------ in random sequences
+
+FAULTS = ({"static": "broken"}, {"boot": "broken"}, {"health": "500"}, *[dict[str, str]()] * 6)
+SERVED = 'cat docker-compose.yml > "$LAB/served"; ! grep --quiet broken "$LAB/served"'
+PASSIVE = ("freeze", "thaw", "check", "status")
+
+
+class World:
+    """A lab in which anything is pushed, and any command is run, beside others and with signals."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self.dice, self.lab, self.count = dice, Lab(("one",)), 0
+        self.killed = False  # the run before was, and the next one may go back
+        self.lab.script("services", SERVED)
+        check = f"cache: sh -c '! grep --quiet sickly {self.lab.root}/served'"
+        ini = with_setting((self.lab.author / "deploy.ini").read_text(), "status", "checks", check)
+        if dice.random() < 0.5:
+            three = "\n    true\n    restart\n    true"
+            ini = with_setting(ini, "restart", "command", three)
+        reverse = dice.choice(("yes", "no"))
+        self.ini = with_setting(ini, "migrate", "reverse_on_failure", reverse)
+        self.tool = (self.lab.author / "deploy.py").read_text()
+        self.migrations, self.compose = ["app.0001_first"], "good"
+        first = self.lab.push({"deploy.ini": self.ini, "docker-compose.yml": "good\n", "app": "t0"})
+        self.says, self.describes = {first: "t0"}, {first: "good\n"}  # what each revision does
+        assert self.lab.deploy().returncode == 0
+
+    def push(self, fault: Mapping[str, str]) -> None:
+        """Push a release with a text of its own, and anything else that may be new in one."""
+        self.count += 1
+        number, dice = self.count, self.dice
+        files = {"app": f"t{number}", "static": "", "boot": "", "health": "200", **fault}
+        self.migrations = [each for each in self.migrations if "bad" not in each]
+        if dice.random() < 0.25:
+            kind = dice.choice(("good", "good", "fixed", "remove", "plain", "bad"))
+            self.migrations.append(f"app.{number:04}_{kind}")
+        if dice.random() < 0.35:
+            self.compose = f"{dice.choice(('good', 'good', 'broken', 'sickly'))} {number}"
+        files["migrations"] = "\n".join(self.migrations)
+        files["docker-compose.yml"] = f"{self.compose}\n"
+        for name, text in (("deploy.ini", self.ini), ("deploy.py", self.tool)):
+            if dice.random() < 0.1:
+                files[name] = f"{text}# {number}\n"
+        if dice.random() < 0.15:
+            files["Pipfile.lock"] = f'{{"_meta": {{}}, "default": {{}}, "n": {number}}}'
+        revision = self.lab.push(files)
+        self.says[revision], self.describes[revision] = files["app"], files["docker-compose.yml"]
+
+    def words(self) -> list[str]:
+        """Any command line."""
+        head, some = self.lab.git("rev-parse", "HEAD"), self.dice.choice(list(self.says))
+        release = self.dice.choice(list((self.lab.workspace / "releases").iterdir())).name
+        lines = [
+            *(["deploy"], ["deploy"], ["deploy"], ["deploy", some], ["deploy", "--at", head]),
+            *(["deploy", "--if-changed"], ["deploy", "--prove"], ["rollback"], ["restart"]),
+            *(["rollback", "--reverse-migrations"], ["rollback", release], ["backup"]),
+            *(["rollback", "--no-freeze"], ["freeze", "x"], ["check"], ["status"]),
+        ]
+        return self.dice.choice(lines)
+
+    def step(self) -> tuple[str, list[str]]:
+        """A few pushes and one command or two: their names, and what did not hold."""
+        lab, dice = self.lab, self.dice
+        for _ in range(dice.choice((0, 1, 1, 2))):
+            self.push(dice.choice(FAULTS))
+        if dice.random() < 0.7:
+            lab.deploy("thaw")
+        words, second = self.words(), [*self.words(), "--wait", "60"]
+        before, frozen = lab.current(), (lab.workspace / "frozen").exists()
+        number = dice.choice((signal.SIGKILL, signal.SIGTERM, *[None] * 5))
+        process = lab.start(*words)
+        if number:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(dice.uniform(0.1, 0.6))
+            process.send_signal(number)
+        alone = number or dice.random() < 0.7 or {words[0], second[0]} & {*PASSIVE}
+        runs = [process] if alone else [process, lab.start(*second)]
+        ended = [lab.end(each, 120) for each in runs]
+        beside = [] if alone else ["beside", *second]
+        case = " ".join([*words, *beside, f"{number or ''}"])
+        found = [each.stdout[-500:] for each in ended if "Traceback" in each.stdout]
+        status = ended[0].returncode
+        if status in (-signal.SIGKILL, -signal.SIGTERM):  # the latter before it had begun
+            self.killed = True
+            wait_for(
+                lambda: not [each for each in lab.running().values() if "gunicorn" not in each], ""
+            )
+        else:
+            found += [
+                f"{each.returncode}: {each.stdout[-500:]}"
+                for each in ended
+                if each.returncode in (3, 78)
+            ]
+            if words[0] not in PASSIVE:
+                found += left_in(lab, "one", *self.says.values())
+                found += self.judge(words, status, before, frozen) if alone else ()
+                self.killed = False
+        lab.tick()
+        return case, found
+
+    def judge(self, words: list[str], status: int, before: str, frozen: bool) -> Iterator[str]:
+        """What is not as the exit status of a single command says."""
+        lab, deploys = self.lab, words[0] == "deploy"
+        deployed = [
+            each for each in lab.entries() if (each.command, each.result) == ("deploy", "live")
+        ]
+        if (lab.root / "served").read_text() != self.describes[deployed[-1].revision]:
+            yield "the services are not those of the last deployment"
+        if lab.deploy("status").returncode:
+            yield "status says that it is not well"
+        if deploys and frozen and not self.killed and status not in (77, 143):
+            yield f"frozen, and the status was {status}"
+        if status and not self.killed and lab.current() != before:
+            yield f"{before} was live, and the status was {status}"
+        if not status and words == ["deploy"] and lab.current() != f"t{self.count}":
+            yield "0, but it is not live"
+        frozen = "--no-freeze" in words or (lab.workspace / "frozen").exists()
+        if words[0] == "rollback" and lab.current() != before and not frozen:
+            yield "rolled back, and not frozen"
+
+
+def in_sequences(dice: random.Random, row: Row, count: int) -> None:
+    """Pushes, commands and signals in any order, each judged by what the ones before it make true."""
+    for _ in range(0, count, 20):
+        world = World(dice)
+        with contextlib.closing(world.lab):
+            for _ in range(min(count, 20)):
+                row.count(*world.step())
 
 
 # ------------------------------------------------------------------------------------------- bad input
@@ -1156,6 +1286,7 @@ def parts(runs: int) -> dict[str, tuple[Any, ...]]:
         "a signal at a random instant": (at_random_instants, max(runs - 1600, 50)),
         "a signal to real processes": (of_real_processes, max(runs // 100, 5)),
         "50 starts at once": (at_once, 50),
+        "random sequences of pushes, commands and signals": (in_sequences, max(runs // 20, 20)),
         "mutations of `.env`": (in_env, inputs * 9 // 20),
         "mutations of `deploy.ini`": (in_settings, inputs * 5 // 20),
         "mutations of command lines": (in_command_lines, inputs * 4 // 20),

@@ -37,6 +37,9 @@ class MatrixTest(unittest.TestCase):
     def test_many_starts_at_once(self) -> None:
         self.assert_holds(6, faults.at_once, 5)
 
+    def test_random_sequences(self) -> None:
+        self.assert_holds(8, faults.in_sequences, 8)
+
     def test_bad_input(self) -> None:
         self.assert_holds(1000, faults.in_env, 1000)
         self.assert_holds(300, faults.in_settings, 300)
