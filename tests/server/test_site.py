@@ -14,6 +14,7 @@ from tests.sandbox import MIGRATION
 from tests.server.bench import HOST, PROJECT, Answer, require
 from tests.server.machine import finish, until
 from tests.server.site import (
+    AUTHOR,
     CHECKOUT,
     FULL_RIGHTS,
     OLD_STOPS,
@@ -457,6 +458,41 @@ class OperationsTest(SiteCase):
                 site.run("systemctl is-active gforms-deploy", check=False).stdout == "inactive\n"
             ),
         )
+
+
+class ComposeTest(SiteCase):
+    """A compose file in the repository, and Redis keeps its data in a folder beside it."""
+
+    def colour(self) -> str:
+        return self.site.run(
+            ["docker", "exec", "redis", "redis-cli", "get", "colour"]
+        ).stdout.strip()
+
+    def test_one_that_cannot_start(self) -> None:
+        """The services are as they were, with their data, and `restart` does not try it again."""
+        site, checkout = self.site, f"{CHECKOUT}/docker-compose.yml"
+        good = site.read(checkout).replace("redis_data:/data", "./kept:/data")
+        site.run(["rm", checkout])  # git knew nothing of it until now
+        ignored = site.read(f"{AUTHOR}/.gitignore").replace("docker-compose.yml", "kept/")
+        site.add(".gitignore", ignored)
+        site.add("docker-compose.yml", good)
+        site.push()
+        run = site.deploy()
+        self.assertEqual(run.status, 0, run.text)
+        site.run(["docker", "exec", "redis", "redis-cli", "set", "colour", "blue"])
+        bad = good.replace("redis-cli ping 2>/dev/null", "false").replace("start_period: 1m", "")
+        self.assertNotEqual(bad, good)
+        site.add("docker-compose.yml", bad.replace("interval: 5s", "interval: 1s"))
+        site.push()
+        self.addCleanup(site.take_back)
+        run = site.deploy()
+        self.assertEqual(run.status, 1, run.text)
+        for part in ("redis is unhealthy", "put the services back to what", "live and healthy"):
+            self.assertIn(part, run.last)
+        self.assertEqual(self.colour(), "blue")
+        run = site.operate("python3 deploy.py restart")
+        self.assertEqual(run.status, 0, run.text)
+        self.assertEqual(self.colour(), "blue")
 
 
 class FailureTest(SiteCase):
