@@ -3983,8 +3983,8 @@ STEPS: dict[str, Callable[[Run], None]] = {
     "migrate": migrate,
     "restart": restart,
 }
+SERVICES = ("compose", "services")  # the acts of step 4
 # each may be called again; it says what was done if the user should know, or raises Failure
-SERVICES = ("compose", "services")  # those of step 4
 UNDO: dict[str, Callable[[Site, Act], str | None]] = {
     "record": finish_record,
     "fast-forward": undo_fast_forward,
