@@ -88,6 +88,7 @@ class TerminalTest(LabTest):
         terminal = Terminal(self.lab)
         terminal.await_text("| working")
         terminal.await_text("━")
+        self.lab.await_blocked("services", terminal.process)
         self.lab.unblock("services")
         self.assertEqual(terminal.end(), 0)
         self.assertRegex(
@@ -101,6 +102,7 @@ class TerminalTest(LabTest):
         self.lab.script("services", 'echo "it is $SECRET_KEY"; block services')
         terminal = Terminal(self.lab)
         terminal.await_text("it is ***")
+        self.lab.await_blocked("services", terminal.process)
         self.lab.unblock("services")
         self.assertEqual(terminal.end(), 0)
         self.assertNotIn(SECRET, terminal.raw)
@@ -158,6 +160,7 @@ class TerminalTest(LabTest):
         self.lab.script("services", "echo working; block services; echo after")
         terminal = Terminal(self.lab)
         terminal.await_text("| working")
+        self.lab.await_blocked("services", terminal.process)
         terminal.hang_up()
         self.lab.unblock("services")
         self.assertEqual(terminal.process.wait(60), 0)
