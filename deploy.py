@@ -109,7 +109,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain, pairwise, takewhile
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypeVar
 from unicodedata import east_asian_width
@@ -143,10 +143,9 @@ def deploy(
         if not frozen:
             run.at = at
             return take_steps(run, if_changed, prove)
-    require(
-        if_changed, f"deployments are frozen {frozen}", "python3 deploy.py thaw ends that", FROZEN
-    )
-    return FROZEN
+    if if_changed:
+        return FROZEN
+    raise Failure(f"deployments are frozen {frozen}", "python3 deploy.py thaw ends that", FROZEN)
 
 
 def take_steps(run: Run, if_changed: bool, prove: bool) -> int:
@@ -1369,7 +1368,6 @@ def user_name(number: int) -> str:
 
 # --------------------------------------------------------------------------- history and releases
 
-MAINTENANCE = ("nginx answers 503 to everyone", "end it: python3 deploy.py maintenance off")
 FAILURES = ("failed", "interrupted", "cut off", "unhealthy")
 
 
@@ -1433,6 +1431,10 @@ class History:
         with open(self.path, "ab", opener=owner_only) as file:
             file.write(b"\n" * torn + line + b"\n")
         flush(self.path)
+
+    def deployments(self) -> list[Entry]:
+        """The deployments that there were, however they ended, oldest first."""
+        return [entry for entry in self.entries() if entry.command == "deploy"]
 
     def went_live(self) -> list[Entry]:
         """The entries of runs that made a release live and healthy, oldest first."""
@@ -2402,6 +2404,7 @@ def check_room(folder: Path) -> None:
 
 # ------------------------------------------------------------------------------------------- site
 
+MAINTENANCE = ("nginx answers 503 to everyone", "end it: python3 deploy.py maintenance off")
 FOREIGN = re.compile(r"GIT_(?!SSH|ASKPASS)|PIPENV_|VIRTUAL_ENV$|PYTHON(PATH|HOME)$|DEPLOY_")
 USUAL_PATH = "~/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/snap/bin"
 
@@ -2579,9 +2582,9 @@ def why_frozen(site: Site) -> str:
 
 def freeze_as_before(site: Site, act: Act) -> None:
     """The rollback that froze deployments did not hold."""
-    site.frozen.write_text(act["before"])
-    if not act["before"]:
-        site.frozen.unlink()
+    site.frozen.unlink(missing_ok=True)
+    if act["before"]:
+        site.frozen.write_text(act["before"])
 
 
 def ask_commands(site: Site, lines: CommandLines, place: Release, timeout: float) -> Answer:
@@ -2994,9 +2997,8 @@ def notify(site: Site, entry: Entry) -> None:
     """Tell the journal of systemd, the webhook and the command of [notify] of an entry."""
     section, text = site.settings.notify, clean(_announcement(site, entry))
     _tell_journal(section.journal, entry, text)
-    entries = site.history.entries()
-    if entry in entries:  # it may be that it could not be written
-        entries = entries[: entries.index(entry)]
+    # all, if this one could not be written
+    entries = takewhile(entry.__ne__, site.history.entries())
     before = [each for each in entries if each.command == entry.command]
     recovered = any(each.failed() for each in before[-1:])
     wanted = section.on == "always" or (section.on == "recovery" and recovered)
@@ -3464,12 +3466,13 @@ def find_python(site: Site, project: Path) -> Path:
 def start_services(run: Run) -> None:
     """Step 4: database and cache are up, as this revision describes them."""
     site, before = run.site, services_revision(run.site)
-    revision = (run.command == "deploy" and run.revision) or before
+    new = run.revision if run.command == "deploy" else ""  # else they stay as they are
+    revision = new or before
     if before and site.git.changed(before, revision, "--", COMPOSE):
         site.journal.begin("services", revision=before)
     with contextlib.ExitStack() as unless_it_fails:
         pool = unless_it_fails.enter_context(futures.ThreadPoolExecutor())
-        if run.command == "deploy" and run.revision and site.settings.static_follows_services():
+        if new and site.settings.static_follows_services():
             run.static = pool.submit(_collect_in_shell, site, run.release)
         run_services(site, revision)
         unless_it_fails.pop_all()
@@ -3477,8 +3480,8 @@ def start_services(run: Run) -> None:
 
 def services_revision(site: Site) -> str:
     """The revision whose services are up: the last deployed, though it was rolled back."""
-    deployed = [each.revision for each in site.history.went_live() if each.command == "deploy"]
-    return site.git.commit(*deployed[-1:])
+    live = [each.revision for each in site.history.deployments() if each.result == "live"]
+    return site.git.commit(*live[-1:])
 
 
 def run_services(site: Site, revision: str) -> None:
@@ -3773,8 +3776,7 @@ def report_health(run: Run) -> int:
     if good and (bad := _sick(run.site)):
         sick = f"not all is well: {bad}"
     wrong = "; ".join(filter(None, (run.trouble, sick)))
-    deployments = [each for each in run.site.history.entries() if each.command == "deploy"]
-    last = (deployments or [Entry()])[-1]
+    last = (run.site.history.deployments() or [Entry()])[-1]
     known = last.message if last.result == "unhealthy" else ""
     if known != clean(wrong):
         console.hidden = False
@@ -4071,8 +4073,10 @@ def _ask_all(site: Site, holder: str) -> dict[str, Answer]:
         answers["set-up"] = True, f"{found}; run: {SETUP}"
     if why := why_frozen(site):
         answers["frozen"] = True, f"{why}; end it: python3 deploy.py thaw"
-    left = {name: _worded("", [found]) for name, found in _find_left(site, holder).items()}
-    return answers | {name: (False, line) for name, lines in left.items() for line in lines}
+    for name, (is_so, what, remedy) in _find_left(site, holder).items():
+        if is_so:
+            answers[name] = False, f"{what}; {remedy}"
+    return answers
 
 
 def _find_left(site: Site, holder: str) -> dict[str, Finding]:
@@ -4187,17 +4191,17 @@ def run_manage(site: Site, arguments: Sequence[str]) -> int:
 def check_server(site: Site, quiet: bool = False) -> int:
     """Is this server ready to deploy, and is all well? With remedies."""
     bare = Release(site.root, "", site.root, site.base)  # the checkout, whatever is in its .env
-    problems = _worded("problem: ", _find_problems(site, bare))
+    problems = _worded("problem", _find_problems(site, bare))
     advice: list[str] = []
     if not problems and not quiet:
-        advice = ["ready to deploy", *_worded("advice: ", _find_advice(site, bare))]
+        advice = ["ready to deploy", *_worded("advice", _find_advice(site, bare))]
     for line in problems + advice:
         console.show(clean(line))
     return FAILED if problems else OK
 
 
 def _worded(kind: str, findings: Iterable[Finding]) -> list[str]:
-    return [f"{kind}{what}; {remedy}" for is_so, what, remedy in findings if is_so]
+    return [f"{kind}: {what}; {remedy}" for is_so, what, remedy in findings if is_so]
 
 
 def _find_problems(site: Site, bare: Release) -> Iterator[Finding]:
@@ -4270,8 +4274,7 @@ def _find_alarms(site: Site) -> list[Finding]:
     live, holder = site.releases.live_name(), site.lock.holder(site.journal)
     good, saw = ask_health(site) if live else (True, "")
     sick = _sick(site) if live and not holder else ""  # a deployment restarts what is asked
-    deployments = [entry for entry in site.history.entries() if entry.command == "deploy"]
-    last = (deployments or [Entry()])[-1]
+    last = (site.history.deployments() or [Entry()])[-1]
     return [
         (
             not good,
