@@ -509,9 +509,7 @@ class World:
         status = ended[0].returncode
         if status in (-signal.SIGKILL, -signal.SIGTERM):  # the latter before it had begun
             self.killed = True
-            wait_for(
-                lambda: not [each for each in lab.running().values() if "gunicorn" not in each], ""
-            )
+            lab.await_commands()
         else:
             found += [
                 f"{each.returncode}: {each.stdout[-500:]}"

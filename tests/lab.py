@@ -194,6 +194,8 @@ drop) rm -f "database-$2" "database-$2_old";;
 esac
 """
 
+# what follows it, and a }, a script does only once
+ONCE = '[ -e "$LAB/was-blocked" ] || { touch "$LAB/was-blocked";'
 NOTHING = "#!/bin/sh\n"
 UPGRADES = """#!/bin/sh
 echo 'APT::Periodic::Unattended-Upgrade "1";'
@@ -475,6 +477,13 @@ class Lab:
         """SIGKILL to the deployer alone."""
         process.kill()
         process.wait()
+
+    def await_commands(self) -> None:
+        """Wait until the commands that a killed deployer left have ended; a candidate never does."""
+        wait_for(
+            lambda: not [each for each in self.running().values() if "gunicorn" not in each],
+            "the commands of the killed run have ended",
+        )
 
     def kill_all(self) -> None:
         """SIGKILL to all that a killed deployer left running, as a power cut would."""

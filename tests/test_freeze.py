@@ -7,9 +7,7 @@ import signal
 import subprocess
 import time
 
-from tests.lab import LabTest, Run, wait_for
-
-ONCE = '[ -e "$LAB/was-blocked" ] || { touch "$LAB/was-blocked";'
+from tests.lab import ONCE, LabTest, Run, wait_for
 
 
 class AtTest(LabTest):

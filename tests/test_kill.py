@@ -16,10 +16,7 @@ class KillTest(LabTest):
         (self.lab.root / "hold").unlink(missing_ok=True)
         self.assertIn(self.lab.current(), ("one", "two"))
         self.lab.unblock(at)
-        wait_for(
-            lambda: not [each for each in self.lab.running().values() if "gunicorn" not in each],
-            "the commands of the killed run have ended",
-        )
+        self.lab.await_commands()
         self.assertEqual(self.lab.live(), live)
 
     def recovers(self, step: str, text: str = "two") -> str:

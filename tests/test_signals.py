@@ -7,9 +7,9 @@ import signal
 import subprocess
 import sys
 
-from tests.lab import LabTest, Run
+from tests.lab import ONCE, LabTest, Run
 
-NOT_TWICE = '[ -e "$LAB/was-blocked" ] || { touch "$LAB/was-blocked"; block restart; }'
+NOT_TWICE = f"{ONCE} block restart; }}"
 
 
 class SignalTest(LabTest):
