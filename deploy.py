@@ -1686,7 +1686,9 @@ class Git:
         require(
             self.holds(revision, "HEAD"),
             f"{branch} in {place} and {there} diverged: it has commits that {there} has not",
-            f"when git log {there}..HEAD shows none that is needed: git reset --keep {there}",
+            # its hash, for a remote may be an address
+            f"when git log {revision[:7]}..HEAD shows none that is needed: "
+            f"git reset --keep {revision[:7]}",
         )
         require(
             not index_lock.exists(),

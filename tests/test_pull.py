@@ -39,23 +39,36 @@ class RefusedPull(LabTest):
     def remedied(self) -> None:
         self.assert_deployed(self.lab.deploy(), "two")
 
-    def put_away(self) -> None:
-        """Do what the sentence says, word for word; then it works."""
+    def obey(self, before: str) -> None:
+        """Do what the sentence says after these words of it, word for word."""
         said = self.lab.log().splitlines()[-1]
-        command = shlex.split(said.rpartition("put them away: ")[2])
+        command = shlex.split(said.rpartition(before)[2])
         self.lab.git(*command[1:], folder=self.lab.checkout)
+
+    def put_away(self) -> None:
+        """Put the changes away as the sentence says; then it works."""
+        self.obey("put them away: ")
         self.remedied()
 
     def test_diverged(self) -> None:
         self.lab.push({"app": "two"})
         self.lab.push({"local": ""}, folder=self.lab.checkout)
-        self.refused("main in", "origin/main diverged", "git reset --keep origin/main")
-        self.lab.git("reset", "--quiet", "--keep", "origin/main", folder=self.lab.checkout)
+        self.refused("main in", "origin/main diverged", "git reset --keep ")
+        self.obey("needed: ")
+        self.remedied()
+
+    def test_diverged_from_an_address(self) -> None:
+        address = self.lab.git("remote", "get-url", "origin", folder=self.lab.checkout).strip()
+        self.lab.setting("pull", "remote", address)
+        self.lab.push({"app": "two"})
+        self.lab.push({"local": ""}, folder=self.lab.checkout)
+        self.refused(f"{address}/main diverged", "git reset --keep ")
+        self.obey("needed: ")
         self.remedied()
 
     def test_force_pushed(self) -> None:
         self.lab.git("commit", "--quiet", "--amend", "--allow-empty", "--message", "another")
-        self.refused("origin/main diverged", "git reset --keep origin/main")
+        self.refused("origin/main diverged", "git reset --keep ")
 
     def test_changed_file(self) -> None:
         self.lab.push({"app": "two"})
