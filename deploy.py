@@ -143,8 +143,8 @@ def deploy(
         if not frozen:
             run.at = at
             return take_steps(run, if_changed, prove)
-    if if_changed:
-        return FROZEN
+        if if_changed:  # nobody else may be asking while it lasts
+            return report_health(run) or FROZEN
     raise Failure(f"deployments are frozen {frozen}", "python3 deploy.py thaw ends that", FROZEN)
 
 
@@ -2600,7 +2600,8 @@ def ask_commands(site: Site, lines: CommandLines, place: Release, timeout: float
 def ask_checks(site: Site) -> dict[str, Answer]:
     """What the [status] checks find, all at once: their last lines, and whether they ended well."""
     place, section = site.releases.live() or site.checkout, site.settings.status
-    with futures.ThreadPoolExecutor(max(len(section.checks), 1)) as pool:
+    gentle = (site.commands.here, "gentle", True)  # they are many, and users go first
+    with futures.ThreadPoolExecutor(max(len(section.checks), 1), "", setattr, gentle) as pool:
         answers = {
             name: pool.submit(ask_commands, site, lines, place, section.timeout)
             for name, lines in section.checks.items()
@@ -3772,7 +3773,7 @@ def has_changed(run: Run) -> bool:
 
 
 def report_health(run: Run) -> int:
-    """The exit status when nothing is new; what is wrong, with the remote, too, is said once."""
+    """The exit status when nothing is deployed; what is wrong, the remote, too, is said once."""
     good, saw = ask_health(run.site)
     sick = "" if good else f"the site is not healthy: {saw}"
     if good and (bad := _sick(run.site)):
@@ -3783,7 +3784,7 @@ def report_health(run: Run) -> int:
     if known != clean(wrong):
         console.hidden = False
         found = wrong or "the site is healthy again"
-        say(f"nothing is new, and {found}; see: python3 deploy.py status")
+        say(f"nothing was deployed, and {found}; see: python3 deploy.py status")
         run.record("unhealthy" if wrong else "healthy", wrong)
     return NEEDS_HUMAN if sick else FAILED if wrong else OK
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -115,6 +116,19 @@ class FastForwardTest(GitTest):
                 self.git.fast_forward(self.journal, there)
                 self.assert_clean(there)
                 self.assertEqual(self.journal.begun, [])
+
+    def test_it_is_on_the_disk_before_it_is_over(self) -> None:
+        """A power cut right after it must leave the program that puts things right."""
+        _, there = self.two({"a": "1"}, {"a": "2"})
+        seen = []
+
+        def sync() -> None:
+            begun = [act["act"] for act in json.loads(self.journal.path.read_bytes())["begun"]]
+            seen.append(((self.checkout / "a").read_text(), begun))
+
+        with mock.patch.object(os, "sync", sync):
+            self.git.fast_forward(self.journal, there)
+        self.assertEqual(seen, [("2", ["fast-forward"])])
 
     def test_one_that_was_cut_off_is_undone_wherever(self) -> None:
         """The files are written; the index, too; or one of two files is."""

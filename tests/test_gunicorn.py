@@ -74,6 +74,24 @@ def post_fork(server, worker):
     if worker.age == 3:
         raise ValueError("the third one is ill")
 """
+# What an application has to do at its end, of which the last is what taking it apart would do.
+ENDS = """
+import atexit, threading, time
+from pathlib import Path
+def work():
+    while threading.main_thread().is_alive():
+        time.sleep(0.01)
+    Path("thread").touch()
+class Part:
+    def __del__(self, touch=Path("apart").touch):
+        touch()
+part = Part()
+atexit.register(lambda: (Path("atexit").touch(), print("the last words")))
+def login_and_work(request, login=urlpatterns[1].callback):
+    threading.Thread(target=work).start()
+    return login(request)
+urlpatterns[1] = path("admin/login/", login_and_work)
+"""
 TAKES = """
 import os
 del os.environ["LISTEN_PID"], os.environ["LISTEN_FDS"]
@@ -178,6 +196,12 @@ class Gunicorn:
         """Wait until a file of the project is there."""
         wait_for((self.project / name).exists, lambda: f"{name}: {self.log.read_text()}", PATIENCE)
 
+    def children(self) -> list[int]:
+        """The process numbers of its workers."""
+        master = self.process.pid
+        found = Path(f"/proc/{master}/task/{master}/children").read_text()
+        return list(map(int, found.split()))
+
     def ask(self) -> str:
         """Ask it for its page, as soon as it listens; the answer's body."""
         with socket.socket(socket.AF_UNIX) as client:
@@ -270,6 +294,22 @@ class ServingTest(GunicornCase):
             self.assertEqual(gunicorn.process.wait(PATIENCE), 0)
             self.assertEqual(gunicorn.log.read_text().count("Booting worker"), 1)
             self.assertEqual({each.name for each in gunicorn.root.iterdir()}, {".deploy", "log"})
+
+        self.each(test)
+
+    def test_a_worker_ends_when_all_is_done_and_is_not_taken_apart(self) -> None:
+        def test(gunicorn: Gunicorn) -> None:
+            gunicorn.add("forms/urls.py", ENDS)
+            gunicorn.start("--workers", "1", "--bind", f"unix:{gunicorn.address}")
+            worker = int(gunicorn.ask() and gunicorn.children()[0])
+            os.kill(worker, signal.SIGTERM)
+            wait_for(lambda: worker not in gunicorn.children(), "it ends", PATIENCE)
+            done = {each.name for each in gunicorn.project.iterdir()}
+            self.assertLessEqual({"thread", "atexit"}, done)
+            self.assertNotIn("apart", done)
+            said = gunicorn.log.read_text()
+            self.assertIn("the last words", said)
+            self.assertNotIn("exited with code", said)
 
         self.each(test)
 

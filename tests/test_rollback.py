@@ -229,13 +229,15 @@ class IfChangedAndSick(LabTest):
         status, said = run()
         self.assertEqual(status, 3)
         self.assertRegex(
-            said, r"^deploy   nothing is new, and the site is not healthy: 500 .*status\n$"
+            said, r"^deploy   nothing was deployed, and the site is not healthy: 500 .*status\n$"
         )
         self.assertEqual(run(), (3, ""))
         (self.lab.root / "sick").unlink()
         status, said = run()
         self.assertEqual(status, 0)
-        self.assertRegex(said, r"^deploy   nothing is new, and the site is healthy again; .*\n$")
+        self.assertRegex(
+            said, r"^deploy   nothing was deployed, and the site is healthy again; .*\n$"
+        )
         self.assertEqual(run(), (0, ""))
         self.assertEqual(self.lab.results(), ["live", "unhealthy", "healthy"])
         self.assert_live("one")
@@ -247,7 +249,29 @@ class IfChangedAndSick(LabTest):
         (self.lab.root / "no-cache").touch()
         run = self.lab.deploy("--if-changed")
         self.assert_status(run, 3)
-        self.assertIn("nothing is new, and not all is well: cache: no output", run.stdout)
+        self.assertIn("nothing was deployed, and not all is well: cache: no output", run.stdout)
+
+    def test_in_a_freeze(self) -> None:
+        """Which a rollback begins, too: just then somebody has to hear that the site is down."""
+        self.lab.push({"app": "two"})
+        self.assert_status(self.lab.deploy("freeze", "the fair is on"), 0)
+        for sick, status, said in (
+            (False, 77, ""),
+            (True, 3, "the site is not healthy: 500"),
+            (True, 3, ""),
+            (False, 77, "the site is healthy again"),
+            (False, 77, ""),
+        ):
+            with self.subTest(sick=sick, said=said):
+                if sick:
+                    (self.lab.root / "sick").write_text("one")
+                else:
+                    (self.lab.root / "sick").unlink(missing_ok=True)
+                run = self.lab.deploy("--if-changed")
+                self.assert_status(run, status)
+                self.assertIn(said, run.stdout)
+                self.assertEqual(bool(run.stdout), bool(said))
+        self.assert_live("one")
 
 
 class RollbackToWhatIsLive(LabTest):

@@ -112,7 +112,7 @@ class Beside(LabTest):
 
 
 class Gentle(LabTest):
-    """What builds a release gives way to the site; what the site waits for does not."""
+    """What builds a release, or looks how all is, gives way; what the site waits for does not."""
 
     def test_niceness(self) -> None:
         own = os.nice(0)
@@ -122,12 +122,14 @@ class Gentle(LabTest):
         self.lab.setting("static", "after", f"sh -c '{told} > {self.lab.root}/static'")
         self.lab.script("during-plan", f'{told} > "$LAB/plan"')
         self.lab.script("during-collectstatic", f'{told} > "$LAB/collectstatic"')
+        self.lab.script("cache", f'{told} > "$LAB/check"')
+        self.lab.setting("status", "checks", "cache: cache")
         self.lab.script("services", 'nice > "$LAB/services"')
         for name in ("migrate", "restart"):
             self.lab.setting(name, "before", f"sh -c 'nice > {self.lab.root}/{name}'")
         self.lab.push({"app": "two", "Pipfile.lock": '{"_meta": {}, "default": {"a": {}}}'})
         self.assert_deployed(self.lab.deploy(), "two")
-        for name in ("install", "static", "collectstatic", "plan"):
+        for name in ("install", "static", "collectstatic", "plan", "check"):
             niceness, *session = (self.lab.root / name).read_text().splitlines()
             self.assertEqual(int(niceness), max(own, 10), name)
             if os.geteuid() == 0:  # another user may rank one session in each tenth of a second
