@@ -502,7 +502,7 @@ class StatusSection:
         "gunicorn: systemctl is-active gunicorn\n"
         "nginx: systemctl is-active nginx\n"
         "postgresql: docker exec postgresql pg_isready --host 127.0.0.1\n"
-        "redis: docker exec redis redis-cli -e ping\n"
+        "redis: docker exec redis redis-cli --user default -e ping\n"
         "database: python manage.py shell -v0 -c "
         "'import gc; from django.db import connection as c; c.connect(); gc.freeze()'",
     )
@@ -2724,7 +2724,8 @@ def files_to_place(site: Site, timer: bool) -> list[Placed]:
     """The units, the rights and nginx's site, as they are to be; whoever asks need not be root."""
     names = [*SERVICE, *TIMER] if timer else [*SERVICE]
     workers = [f"{argv[-1]}.service" for argv in site.settings.restart.after if "systemctl" in argv]
-    names += [each for each in workers if (site.root / "systemd" / each).exists()]
+    more = ("system.slice", *workers)  # which a checkout need not have
+    names += [each for each in more if (site.root / "systemd" / each).exists()]
     units = {name: _fill_in(site, f"systemd/{name}") for name in names}
     standby = re.sub(r"(?ms)^\[Install\]$.*?(?=^\[|\Z)", "", units["gunicorn.service"])
     units["gunicorn-standby.service"] = re.sub(
@@ -4458,7 +4459,7 @@ def _verify_units(server: Server, units: Sequence[Placed]) -> None:
         for unit in units:  # what they start is there only after the first deployment
             text = re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", unit.text)
             Path(folder, unit.path.name).write_text(text, encoding="utf-8")
-        server.ask("systemd-analyze", "verify", *map(str, Path(folder).iterdir()))
+        server.ask("systemd-analyze", "verify", "--man=no", *map(str, Path(folder).iterdir()))
 
 
 def _place_units(server: Server, units: Sequence[Placed]) -> bool:

@@ -176,7 +176,7 @@ class SetupTest(unittest.TestCase):
 class NewServerTest(SetupTest):
     def test_units(self) -> None:
         self.set_up()
-        for name in ("gunicorn.service", "gunicorn.socket"):
+        for name in ("gunicorn.service", "gunicorn.socket", "system.slice"):
             shipped = (
                 (PROJECT / "systemd" / name)
                 .read_text()
@@ -232,6 +232,12 @@ class NewServerTest(SetupTest):
         self.set_up()
         self.assertEqual(self.sites(), ["gforms.conf", "other"])
         self.assertFalse((self.etc / "systemd/system/other.service").exists())
+
+    def test_a_slice_that_the_project_does_not_have(self) -> None:
+        """All services of a server are more than this site: it is the operator's to say."""
+        (self.checkout / "systemd/system.slice").unlink()
+        self.set_up()
+        self.assertFalse((self.etc / "systemd/system/system.slice").exists())
 
     def test_a_shipped_file_that_is_not_there(self) -> None:
         for name in ("nginx/gforms.conf", "systemd/gunicorn.socket"):
@@ -388,7 +394,7 @@ class NewServerTest(SetupTest):
         with self.playing() as site:
             placed = deploy.files_to_place(site, timer=True)
         differing = [each.path.name for each in placed if deploy.text_of(each.path) != each.text]
-        self.assertEqual(len(placed), 8)
+        self.assertEqual(len(placed), 9)
         self.assertEqual(differing, ["gforms-deploy.service", "gforms-deploy.timer"])
 
     def test_a_dry_run(self) -> None:
@@ -401,7 +407,7 @@ class NewServerTest(SetupTest):
             "changes would be made",
         ):
             self.assertIn(line, said)
-        self.assertEqual(said.count("setup    write "), 6, said)
+        self.assertEqual(said.count("setup    write "), 7, said)
 
     def test_the_timer_only_when_asked_for(self) -> None:
         self.set_up()

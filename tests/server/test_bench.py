@@ -13,6 +13,7 @@ import unittest
 import unittest.mock
 from pathlib import Path
 
+import deploy
 from tests.server import recipe
 from tests.server.bench import (
     HOST,
@@ -260,6 +261,11 @@ class ComposeTest(ServerCase):
         ).stdout.split()
         return identity, started, health
 
+    def _check_redis(self) -> str:
+        """What the shipped check of deploy.ini writes, all of which ends in the log."""
+        done = self.server.run(deploy.StatusSection().checks["redis"][0], user="ubuntu")
+        return done.stdout + done.stderr
+
     def _sql(self, text: str) -> str:
         """Ask the database over TCP, as the application does."""
         command = "PGPASSWORD='a secret' psql -h 127.0.0.1 -U postgres -d gforms-db -tAc"
@@ -313,8 +319,10 @@ class ComposeTest(ServerCase):
         """What changed takes effect, and nothing else is touched."""
         self._compose("up", "--detach", "--wait")
         before = self._state("postgresql")
+        self.assertEqual(self._check_redis(), "PONG\n")
         self.server.run("echo REDIS_PASSWORD=another >> .env", user="ubuntu", cwd=CHECKOUT)
         self._compose("up", "--detach", "--wait")
+        self.assertEqual(self._check_redis(), "PONG\n")
         self.assertEqual(self._state("postgresql"), before)
         asked = "env -u REDISCLI_AUTH redis-cli ping"
         self.assertIn(

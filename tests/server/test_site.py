@@ -142,6 +142,9 @@ class SetupTest(SiteCase):
                 self.site.run(command)
         enabled = self.site.run(["systemctl", "is-enabled", *UNITS], check=False).stdout.split()
         self.assertEqual(enabled[:2], ["enabled", "enabled"])
+        weight = ["systemctl", "show", "--property", "CPUWeight", "--value"]
+        weights = [self.site.run([*weight, f"{each}.slice"]).stdout for each in ("system", "user")]
+        self.assertEqual(weights, ["1000\n", "[not set]\n"])  # so 100
 
     def test_exposure(self) -> None:
         """systemd itself finds little that the services could do to the system: 2.0 of 10 at most."""
