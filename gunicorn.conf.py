@@ -96,7 +96,7 @@ def ask_for_page(application: Any) -> None:
         list(answer)
 
 
-# -- A worker that is done does not take apart what it has loaded, which five at once do for a fifth
+# -- A worker that is done does not take apart what it has loaded, which five at once do for a tenth
 # -- of a second, on the processors of those that take their place.
 
 done = False
