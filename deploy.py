@@ -1155,16 +1155,17 @@ class Commands:
         lines: list[str] = []
         tail: deque[str] = deque(maxlen=KEPT)
         level = logging.DEBUG if quiet else logging.INFO
+        step = {"step": vars(self.here).get("step")}  # of a thread that is ahead with one
 
         def show(line: str) -> None:
             tail.append(redactor.mask(line))
-            log.log(level, f"| {line}")
+            log.log(level, f"| {line}", extra=step)
 
         def keep(line: str) -> None:
             lines.append(line)
             show(line)
 
-        log.log(level, f"$ {shlex.join(argv)}")
+        log.log(level, f"$ {shlex.join(argv)}", extra=step)
         sinks = [keep, show] if quiet and stdout == subprocess.PIPE else [show]
         began = time.monotonic()
         child = Child(argv, folder, environment, sinks, self.lock.inherited, stdin, stdout)
@@ -3475,7 +3476,8 @@ def start_services(run: Run) -> None:
     if before and site.git.changed(before, revision, "--", COMPOSE):
         site.journal.begin("services", revision=before)
     with contextlib.ExitStack() as unless_it_fails:
-        pool = unless_it_fails.enter_context(futures.ThreadPoolExecutor())
+        ahead = futures.ThreadPoolExecutor(1, "", setattr, (site.commands.here, "step", "static"))
+        pool = unless_it_fails.enter_context(ahead)
         if new and site.settings.static_follows_services():
             run.static = pool.submit(_collect_in_shell, site, run.release)
         run_services(site, revision)

@@ -69,7 +69,7 @@ def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 # Statements, which no formatting squeezes; it may shrink, and is raised by no accident.
-STATEMENTS = 2_939
+STATEMENTS = 2_941
 COLUMNS, CLASS_LINES = 100, 200
 FREE = ("the story", "the tables")  # they may name what comes after them
 TABLES = {"STEPS", "UNDO"}  # and these may be named before

@@ -47,6 +47,7 @@ PATIENCE = 2.5
 # the line with which a deployment begins to switch
 STANDBY_STARTS = "systemctl restart gunicorn-standby"
 OLD_STOPS = "systemctl restart gunicorn"
+STANDBY_STOPS = "systemctl stop --no-block gunicorn-standby"
 
 ENV = """\
 SECRET_KEY='{key}'
@@ -210,6 +211,13 @@ class Watch:
     def longest(self, start: float, end: float) -> float:
         """Return the longest wait of the requests that were under way between two instants."""
         return max(longest(load.between(start, end)) for load in self.loads.values())
+
+    def unanswered(self) -> bool:
+        """Whether nobody got an answer in the midst of gunicorn's restart, if there was one."""
+        stops, over = self.run.when(OLD_STOPS), self.run.when(STANDBY_STOPS)
+        begin, end = (stops + part * (over - stops) for part in (0.4, 0.7))
+        answers = (each.began + each.seconds for each in self.loads["/late/"].samples)
+        return stops < over and not any(begin <= at <= end for at in answers)
 
     def told(self, name: str) -> str:
         """Return the figures as a line for the record."""
@@ -430,6 +438,7 @@ class SiteCase(unittest.TestCase):
         self.assertGreater(len(watch.samples), 50)
         self.assertEqual(watch.lost[:3], [], f"{len(watch.lost)} requests were lost")
         self.assertLess(longest(watch.samples), PATIENCE)
+        self.assertFalse(watch.unanswered(), "nobody answers while gunicorn restarts")
 
     def assert_live(self, run: Run, version: str) -> None:
         """See that a deployment made a version live, and said so."""
