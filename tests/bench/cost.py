@@ -82,14 +82,19 @@ def main() -> int:
             subprocess.run(command, cwd=lab.checkout, env=environment, check=True, stdout=nowhere)
             return time.monotonic() - began
 
+        def next_second() -> None:
+            """Two runs that begin in one second wait for each other."""
+            time.sleep(1 - time.time() % 1)
+
         call(sys.executable, "deploy.py")
         for _ in range(runs):
-            time.sleep(1 - time.time() % 1)  # two deployments in one second wait for each other
+            next_second()
             wall = call(sys.executable, "-c", MEASURED, str(result))
             children, peak = map(float, Path(result).read_text().split())
             own.append(wall - children)
             memory.append(peak / 1024)
             helps.append(call(sys.executable, "deploy.py", "--help"))
+            next_second()
             unchanged.append(call(sys.executable, "deploy.py", "--if-changed"))
             fetches.append(call("git", "fetch", "--quiet", "origin", "main"))
     median = statistics.median
