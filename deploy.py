@@ -1140,6 +1140,10 @@ class Commands:
         finally:
             self.here.gentle = before
 
+    def threads(self, number: int, **here: object) -> futures.ThreadPoolExecutor:
+        """So many threads, whose commands give way (gentle) or are another step's (step)."""
+        return futures.ThreadPoolExecutor(number, initializer=lambda: vars(self.here).update(here))
+
     def run(
         self,
         argv: Sequence[str],
@@ -1155,7 +1159,7 @@ class Commands:
         lines: list[str] = []
         tail: deque[str] = deque(maxlen=KEPT)
         level = logging.DEBUG if quiet else logging.INFO
-        step = {"step": vars(self.here).get("step")}  # of a thread that is ahead with one
+        step = {"step": vars(self.here).get("step")}
 
         def show(line: str) -> None:
             tail.append(redactor.mask(line))
@@ -2601,8 +2605,8 @@ def ask_commands(site: Site, lines: CommandLines, place: Release, timeout: float
 def ask_checks(site: Site) -> dict[str, Answer]:
     """What the [status] checks find, all at once: their last lines, and whether they ended well."""
     place, section = site.releases.live() or site.checkout, site.settings.status
-    gentle = (site.commands.here, "gentle", True)  # they are many, and users go first
-    with futures.ThreadPoolExecutor(max(len(section.checks), 1), "", setattr, gentle) as pool:
+    # they are many, and users go first
+    with site.commands.threads(max(len(section.checks), 1), gentle=True) as pool:
         answers = {
             name: pool.submit(ask_commands, site, lines, place, section.timeout)
             for name, lines in section.checks.items()
@@ -2725,8 +2729,10 @@ def files_to_place(site: Site, timer: bool) -> list[Placed]:
     """The units, the rights and nginx's site, as they are to be; whoever asks need not be root."""
     names = [*SERVICE, *TIMER] if timer else [*SERVICE]
     workers = [f"{argv[-1]}.service" for argv in site.settings.restart.after if "systemctl" in argv]
-    more = ("system.slice", *workers)  # which a checkout need not have
-    names += [each for each in more if (site.root / "systemd" / each).exists()]
+    # what a checkout need not have
+    names += [
+        each for each in ("system.slice", *workers) if (site.root / "systemd" / each).exists()
+    ]
     units = {name: _fill_in(site, f"systemd/{name}") for name in names}
     standby = re.sub(r"(?ms)^\[Install\]$.*?(?=^\[|\Z)", "", units["gunicorn.service"])
     units["gunicorn-standby.service"] = re.sub(
@@ -3476,8 +3482,7 @@ def start_services(run: Run) -> None:
     if before and site.git.changed(before, revision, "--", COMPOSE):
         site.journal.begin("services", revision=before)
     with contextlib.ExitStack() as unless_it_fails:
-        ahead = futures.ThreadPoolExecutor(1, "", setattr, (site.commands.here, "step", "static"))
-        pool = unless_it_fails.enter_context(ahead)
+        pool = unless_it_fails.enter_context(site.commands.threads(1, step="static"))
         if new and site.settings.static_follows_services():
             run.static = pool.submit(_collect_in_shell, site, run.release)
         run_services(site, revision)

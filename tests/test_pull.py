@@ -68,7 +68,8 @@ class RefusedPull(LabTest):
 
     def test_force_pushed(self) -> None:
         self.lab.git("commit", "--quiet", "--amend", "--allow-empty", "--message", "another")
-        self.refused("origin/main diverged", "git reset --keep ")
+        there = self.lab.git("rev-parse", "--short=7", "HEAD")
+        self.refused("origin/main diverged", f"git reset --keep {there}")
 
     def test_changed_file(self) -> None:
         self.lab.push({"app": "two"})
